@@ -1,0 +1,1 @@
+"""The SDK for programs that talk to a server; it never imports torch."""

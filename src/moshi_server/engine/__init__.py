@@ -1,0 +1,1 @@
+"""Batching: slots, sessions and one model thread."""

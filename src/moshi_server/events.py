@@ -1,0 +1,96 @@
+"""What every room says to another: frozen events, in and out; it knows neither bytes nor tensors.
+
+Times are seconds of the client's own audio, counted from the first sample it sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Init:
+    """Client: reset the stream to its beginning."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Audio:
+    """Either way: mono PCM at 24 kHz, float32 of shape (samples,), any number of samples."""
+
+    pcm: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class OggOpus:
+    """Either way: bytes of an Ogg/Opus stream, cut anywhere."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """Client: say when all audio sent so far is transcribed. Server: it is."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    """Client: give the words still pending now. Server: they have all been sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Server: a slot is held, send."""
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """Server: one word, and when it began (s)."""
+
+    text: str
+    start_time: float
+
+
+@dataclass(frozen=True, slots=True)
+class EndWord:
+    """Server: when the last word ended (s)."""
+
+    stop_time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Server: one frame was processed.
+
+    ``prs[i]`` is the probability that a pause of 0.5, 1, 2, 3 s is under way; ``buffered_pcm`` counts the samples
+    that have arrived and wait.
+    """
+
+    step_idx: int
+    prs: tuple[float, ...]
+    buffered_pcm: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Server, only if asked: a speaker's turn began or ended, at this time (s)."""
+
+    kind: Literal["start", "end"]
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """Server: why this stream ends."""
+
+    message: str
+
+
+AsrClientEvent = Init | Audio | OggOpus | Marker | Flush
+AsrServerEvent = Ready | Word | EndWord | Step | Marker | Flush | Turn | Error

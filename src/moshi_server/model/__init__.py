@@ -1,0 +1,1 @@
+"""The models, as tensors only: no sockets, no files but checkpoints."""

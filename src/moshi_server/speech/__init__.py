@@ -1,0 +1,1 @@
+"""Text tokens, words and times; no torch, no I/O."""
