@@ -1,21 +1,16 @@
-"""The seam between batching and models: what the batcher needs of a model, without torch.
+"""The seam between batching and models: what the batcher needs of each, without torch.
 
 A `Runner` owns the streaming state of ``slots`` streams. The batcher decides which slots run in a step and gives each
-its input; the runner answers one output a slot, in the same order.
+its input; the runner answers one output a slot, in the same order. A `Stream` is one client's logic between the two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
-
-from ..events import AsrServerEvent
-
-In = TypeVar("In")
-Out = TypeVar("Out")
+from typing import Any, Protocol
 
 
-class Runner(Protocol[In, Out]):
+class Runner(Protocol):
     """A model that steps many streams together. Every method is called on the model thread only."""
 
     @property
@@ -27,7 +22,7 @@ class Runner(Protocol[In, Out]):
         """Put these slots back to the beginning of a stream."""
         ...
 
-    def step(self, slots: Sequence[int], inputs: Sequence[In]) -> Sequence[Out]:
+    def step(self, slots: Sequence[int], inputs: Sequence[Any]) -> Sequence[Any]:
         """Advance these slots by one frame: ``inputs[i]`` belongs to ``slots[i]``, and so does the i-th output.
 
         ``slots`` are distinct; a slot that is not named keeps its state untouched.
@@ -35,17 +30,33 @@ class Runner(Protocol[In, Out]):
         ...
 
     def warmup(self) -> None:
-        """Run the real step at every size that will be used, then leave all slots reset."""
+        """Run the real step as it will be used, then leave all slots reset."""
         ...
 
 
-class Stream(Protocol[In, Out]):
-    """One stream's logic on the model thread: it turns what arrived into inputs, and outputs into events."""
+class Stream(Protocol):
+    """One client's logic, called on the model thread only."""
 
-    def take(self, now: float) -> In | None:
-        """The input of the next step, or None if this stream has nothing to run at monotonic time ``now``."""
+    needs_reset: bool
+    """The slot's state must be reset before the next step; the batcher does it and lowers the flag."""
+
+    def put(self, event: Any, now: float) -> list[Any]:
+        """Take one client event that arrived; returns events to send at once. ``now`` is monotonic seconds."""
         ...
 
-    def accept(self, output: Out) -> list[AsrServerEvent]:
+    def take(self, now: float) -> Any | None:
+        """The input of the next step, or None if there is nothing to run now."""
+        ...
+
+    def accept(self, output: Any) -> list[Any]:
         """What the client is to be told after a step."""
+        ...
+
+    def deadline(self) -> float | None:
+        """When `take` is worth asking again although nothing arrives (monotonic seconds), or None."""
+        ...
+
+    @property
+    def consumed(self) -> int:
+        """Units of input (samples, for audio) taken out of the queue since the stream began."""
         ...
