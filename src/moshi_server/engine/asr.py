@@ -1,0 +1,257 @@
+"""Speech to text on the model thread: one client's stream, and the runner that steps the model; it knows no socket."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..audio import FRAME_SIZE
+from ..errors import InvalidMessageError
+from ..events import Audio, Flush, Init, Marker, Ready, Step, Word
+from ..speech.asr import StreamClock, WordAssembler
+from ..speech.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..model.stt import SttModel
+
+Frame = NDArray[np.float32]
+
+SILENCE: Frame = np.zeros(FRAME_SIZE, np.float32)
+GRACE_SECONDS = 0.25
+"""How long no audio must have come before silence is fed in to reach a marker."""
+MAX_HELD_STEPS = 12
+"""How long a due marker waits for a word that is still being spelled."""
+MAX_MARKERS = 4096
+
+
+class AsrOutput(NamedTuple):
+    """What the model said of one frame: the text token, and the pause probabilities (empty without extra heads)."""
+
+    token: int
+    prs: tuple[float, ...]
+
+
+@dataclass(slots=True)
+class _Due:
+    """A marker or flush on its way: answered after step ``step``; ``drain`` feeds silence without waiting."""
+
+    step: int
+    event: Marker | Flush
+    drain: bool
+
+
+class AsrStream:
+    """One client's audio in, words out.
+
+    Args:
+        delay: ``asr_delay_in_tokens``.
+        decode: token ids to text.
+        watchdog_seconds: reset the model's state after so much speech with no word; 0 for never.
+    """
+
+    def __init__(self, delay: int, decode: Callable[[Sequence[int]], str], *, watchdog_seconds: float = 0.0) -> None:
+        self._delay = delay
+        self._decode = decode
+        self._watchdog_seconds = watchdog_seconds
+        self._consumed = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self.needs_reset = True
+        self._chunks: deque[Frame] = deque()
+        self._offset = 0
+        self._buffered = 0
+        self._last_arrival = 0.0
+        self._steps = 0
+        self._audio_frames = 0
+        self._frame_has_audio = False
+        self._rms = 0.0
+        self._held = 0
+        self._dues: deque[_Due] = deque()
+        self._drains = 0
+        self._clock = StreamClock()
+        self._words = WordAssembler(self._delay, self._decode, self._clock.seconds)
+        self._watchdog = Watchdog(self._watchdog_seconds)
+
+    @property
+    def consumed(self) -> int:
+        """Client samples that were stepped, or dropped by an `Init`."""
+        return self._consumed
+
+    def put(self, event: Any, now: float) -> list[Any]:
+        """Take one client event.
+
+        Raises:
+            InvalidMessageError: more markers are outstanding than anyone needs.
+        """
+        match event:
+            case Audio(pcm=pcm):
+                if len(pcm):
+                    self._chunks.append(pcm)
+                    self._buffered += len(pcm)
+                    self._last_arrival = now
+            case Marker() | Flush():
+                if len(self._dues) >= MAX_MARKERS:
+                    raise InvalidMessageError(f"more than {MAX_MARKERS} markers are waiting: send audio between them")
+                queued = -(-self._buffered // FRAME_SIZE)
+                drain = isinstance(event, Flush)
+                self._dues.append(_Due(self._steps + queued + self._delay, event, drain))
+                self._drains += drain
+                self._last_arrival = now
+            case Init():
+                self._consumed += self._buffered
+                self._begin()
+                return [Ready()]
+            case _:
+                raise InvalidMessageError(f"{type(event).__name__} is not a message of speech to text")
+        return []
+
+    def take(self, now: float) -> Frame | None:
+        """The next frame, of shape (1920,), completed with silence when only that brings the answer a client waits for."""
+        if self._buffered >= FRAME_SIZE:
+            frame = self._next_frame()
+        elif self._dues and (self._drains or now - self._last_arrival >= GRACE_SECONDS):
+            frame = self._padded_frame()
+        else:
+            return None
+        if self._watchdog.enabled:
+            self._rms = float(np.sqrt(np.dot(frame, frame) / FRAME_SIZE))
+        return frame
+
+    def deadline(self) -> float | None:
+        """When a waiting marker begins to be answered with silence."""
+        return self._last_arrival + GRACE_SECONDS if self._dues else None
+
+    def accept(self, output: AsrOutput) -> list[Any]:
+        """What one step's output tells the client, in upstream's order: step, words, markers."""
+        self._steps += 1
+        events: list[Any] = []
+        if self._frame_has_audio:
+            self._audio_frames += 1
+            if output.prs:
+                events.append(Step(self._audio_frames, output.prs, self._buffered))
+        words = self._words.step(output.token)
+        events += words
+        for word in words:
+            if isinstance(word, Word):
+                self._watchdog.word(word.text)
+        if output.prs and self._watchdog.frame(self._rms, output.prs[0]):
+            events += self._restart()
+        while self._dues and self._dues[0].step <= self._steps:
+            if self._words.pending and self._held < MAX_HELD_STEPS:
+                self._held += 1
+                break
+            self._held = 0
+            due = self._dues.popleft()
+            self._drains -= due.drain
+            events += self._words.flush() if due.drain or self._words.pending else []
+            events.append(due.event)
+        return events
+
+    def _restart(self) -> list[Any]:
+        """Begin anew in the model, not in time."""
+        words = self._words.flush()
+        self._words.restart(self._steps)
+        self.needs_reset = True
+        for due in self._dues:
+            due.step = max(due.step, self._steps + self._delay)
+        return list(words)
+
+    def _next_frame(self) -> Frame:
+        first = self._chunks[0]
+        end = self._offset + FRAME_SIZE
+        if end <= len(first):
+            frame = first[self._offset : end]
+            self._offset = end
+            if end == len(first):
+                self._chunks.popleft()
+                self._offset = 0
+        else:
+            frame = np.empty(FRAME_SIZE, np.float32)
+            self._fill(frame, FRAME_SIZE)
+        self._took(FRAME_SIZE)
+        return frame
+
+    def _padded_frame(self) -> Frame:
+        got = self._buffered
+        self._clock.insert(self._steps * FRAME_SIZE + got, FRAME_SIZE - got)
+        if not got:
+            self._took(0)
+            return SILENCE
+        frame = np.zeros(FRAME_SIZE, np.float32)
+        self._fill(frame, got)
+        self._took(got)
+        return frame
+
+    def _fill(self, frame: Frame, count: int) -> None:
+        done = 0
+        while done < count:
+            chunk = self._chunks[0]
+            part = chunk[self._offset : self._offset + count - done]
+            frame[done : done + len(part)] = part
+            done += len(part)
+            self._offset += len(part)
+            if self._offset == len(chunk):
+                self._chunks.popleft()
+                self._offset = 0
+
+    def _took(self, samples: int) -> None:
+        self._frame_has_audio = samples > 0
+        self._buffered -= samples
+        self._consumed += samples
+
+
+class SttRunner:
+    """Steps an `SttModel` for the batcher: frames to the device in one copy, tokens and probabilities back in one."""
+
+    def __init__(self, model: SttModel, slots: int, device: torch.device) -> None:
+        import torch
+
+        self._torch = torch
+        self._model = model
+        self._slots = slots
+        self._device = device
+        self._state = model.init_state(slots)
+        pin = device.type == "cuda"
+        self._pcm = torch.zeros(slots, FRAME_SIZE, pin_memory=pin)
+        self._pcm_rows = self._pcm.numpy()
+        self._index = torch.zeros(slots, dtype=torch.int64, pin_memory=pin)
+        self._index_rows = self._index.numpy()
+
+    @property
+    def slots(self) -> int:
+        """How many streams have state here."""
+        return self._slots
+
+    def reset(self, slots: Sequence[int]) -> None:
+        """Put these slots back to the beginning of a stream."""
+        index = self._torch.tensor(list(slots), dtype=self._torch.int64, device=self._device)
+        self._model.reset(self._state, index)
+
+    def step(self, slots: Sequence[int], inputs: Sequence[Frame]) -> list[AsrOutput]:
+        """One frame of 1920 samples for each slot; one `AsrOutput` each."""
+        count = len(slots)
+        self._index_rows[:count] = slots
+        for row, frame in zip(self._pcm_rows, inputs, strict=False):
+            row[:] = frame
+        with self._torch.inference_mode():
+            index = self._index[:count].to(self._device, non_blocking=True)
+            pcm = self._pcm[:count].to(self._device, non_blocking=True)
+            tokens, prs = self._model.step(pcm, self._state, index)
+            # Token ids are far below 2**24, so that float32 carries them: one copy to the host instead of two.
+            packed = self._torch.cat((tokens.to(prs.dtype).unsqueeze(1), prs), dim=1).cpu()
+        return [AsrOutput(int(row[0]), tuple(row[1:])) for row in packed.tolist()]
+
+    def warmup(self) -> None:
+        """Two steps of silence for one stream, and for all of them."""
+        for count in sorted({1, self._slots}):
+            for _ in range(2):
+                self.step(range(count), [SILENCE] * count)
+        self.reset(range(self._slots))

@@ -1,0 +1,163 @@
+"""One tick: collect what arrived, step every stream that has a frame, deliver; it knows no model and no protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import EngineFailedError, SessionError, SessionLimitError
+from .hooks import EngineHooks
+from .runner import Runner
+from .session import Session
+
+logger = logging.getLogger(__name__)
+
+MAX_CONSECUTIVE_FAILURES = 3
+"""Steps that may fail one after another before the model counts as broken."""
+
+Delivery = tuple[Session, list[Any], SessionError | None]
+
+
+class Batcher:
+    """Steps the streams of one runner together. Everything but `add`, `discard` and `wake` runs on the model thread.
+
+    There is no fixed beat: a tick begins as soon as anything arrived, and what arrives during a step is taken by the
+    next one, so that batches form by themselves under load and a lone stream never waits for others.
+    """
+
+    def __init__(self, runner: Runner, hooks: EngineHooks, *, session_seconds: float | None = None) -> None:
+        self._runner = runner
+        self._hooks = hooks
+        self._session_seconds = session_seconds
+        self._sessions: dict[Session, float] = {}
+        self._lock = threading.Lock()
+        self._awake = threading.Event()
+        self._failures = 0
+
+    def add(self, session: Session) -> None:
+        """Take a session into the next tick."""
+        with self._lock:
+            self._sessions[session] = time.monotonic()
+        self._awake.set()
+
+    def discard(self, session: Session) -> None:
+        """Leave a session out from the next tick on."""
+        with self._lock:
+            self._sessions.pop(session, None)
+
+    def sessions(self) -> list[Session]:
+        """Those that take part now."""
+        with self._lock:
+            return list(self._sessions)
+
+    def wake(self) -> None:
+        """Something arrived."""
+        self._awake.set()
+
+    def run(self, running: Callable[[], bool]) -> None:
+        """Tick until ``running`` says no.
+
+        Raises:
+            EngineFailedError: the model failed several times in a row.
+        """
+        while running():
+            self._awake.clear()
+            if not self.tick():
+                self._awake.wait(self._patience())
+
+    def tick(self) -> bool:
+        """Collect, step, deliver; returns whether any stream was stepped."""
+        now = time.monotonic()
+        deliveries: list[Delivery] = []
+        batch: list[Session] = []
+        inputs: list[Any] = []
+        resets: list[int] = []
+        for session, frame in self._collect(now, deliveries):
+            if session.stream.needs_reset:
+                resets.append(session.slot)
+                session.stream.needs_reset = False
+            batch.append(session)
+            inputs.append(frame)
+        if batch:
+            self._step(batch, inputs, resets, deliveries)
+        self._deliver(deliveries)
+        return bool(batch)
+
+    def _collect(self, now: float, deliveries: list[Delivery]) -> list[tuple[Session, Any]]:
+        ready: list[tuple[Session, Any]] = []
+        with self._lock:
+            sessions = list(self._sessions.items())
+        for session, opened in sessions:
+            if session.closed:
+                continue
+            try:
+                self._check_age(now - opened)
+                events = session.collect(now)
+                if events or session.blocked:
+                    deliveries.append((session, events, None))
+                frame = None if session.unread else session.stream.take(now)
+            except SessionError as error:
+                deliveries.append((session, [], error))
+            except Exception:
+                logger.exception("stream %d failed", session.id)
+                deliveries.append((session, [], EngineFailedError("internal error in this stream")))
+            else:
+                if frame is not None:
+                    ready.append((session, frame))
+        return ready
+
+    def _check_age(self, age: float) -> None:
+        if self._session_seconds is not None and age > self._session_seconds:
+            raise SessionLimitError(
+                f"this stream has reached the limit of {self._session_seconds:g} s",
+                hint="open a new one, or raise max_session_seconds in the module's configuration",
+            )
+
+    def _step(self, batch: list[Session], inputs: list[Any], resets: list[int], deliveries: list[Delivery]) -> None:
+        start = time.perf_counter()
+        try:
+            if resets:
+                self._runner.reset(resets)
+            outputs = self._runner.step([session.slot for session in batch], inputs)
+        except Exception as error:
+            self._failures += 1
+            logger.exception("model step failed for %d streams (%d in a row)", len(batch), self._failures)
+            if self._failures >= MAX_CONSECUTIVE_FAILURES:
+                raise EngineFailedError(f"the model failed {self._failures} times in a row: {error}") from error
+            reason = EngineFailedError("the model failed on this frame", hint="connect again")
+            deliveries.extend((session, [], reason) for session in batch)
+            return
+        self._failures = 0
+        self._hooks.on_step(time.perf_counter() - start, len(batch))
+        for session, output in zip(batch, outputs, strict=True):
+            try:
+                deliveries.append((session, session.accept(output), None))
+            except Exception:
+                logger.exception("stream %d failed", session.id)
+                deliveries.append((session, [], EngineFailedError("internal error in this stream")))
+
+    def _deliver(self, deliveries: list[Delivery]) -> None:
+        loops: dict[asyncio.AbstractEventLoop, list[Delivery]] = {}
+        for delivery in deliveries:
+            loops.setdefault(delivery[0].loop, []).append(delivery)
+        for loop, share in loops.items():
+            try:
+                loop.call_soon_threadsafe(_hand_over, share)
+            except RuntimeError:  # the loop is closed, and its sessions with it
+                for session, _, _ in share:
+                    self.discard(session)
+
+    def _patience(self) -> float:
+        now = time.monotonic()
+        deadlines = [session.stream.deadline() for session in self.sessions()]
+        soonest = min((deadline for deadline in deadlines if deadline is not None), default=now + 1.0)
+        return min(1.0, max(0.001, soonest - now))
+
+
+def _hand_over(deliveries: list[Delivery]) -> None:
+    for session, events, error in deliveries:
+        session.deliver(events, error)

@@ -1,0 +1,212 @@
+"""The life of one module's model thread: start, warm up, serve, fail or end; it knows no model and no protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from ..audio import SAMPLE_RATE
+from ..errors import EngineFailedError, GoingAwayError, NoFreeSlotError, SessionError
+from ..events import Ready
+from .batcher import Batcher
+from .hooks import EngineHooks
+from .runner import Runner, Stream
+from .session import Session
+from .slots import SlotTable
+
+logger = logging.getLogger(__name__)
+
+Status = Literal["starting", "ready", "draining", "failed", "stopped"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What one stream may take.
+
+    Attributes:
+        queue_seconds: audio that may wait for the model before the client's socket is no longer read.
+        session_seconds: how long a stream may last, or None for ever.
+    """
+
+    queue_seconds: float = 10.0
+    session_seconds: float | None = None
+
+
+class Engine:
+    """One module: a runner, its slots, and the thread that steps them.
+
+    Args:
+        name: the module's name in the configuration.
+        kind: the module's type, for those who list it.
+        runner: the model; used on the model thread only from `start` on.
+        make_stream: makes one client's logic.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kind: str,
+        runner: Runner,
+        make_stream: Callable[[], Stream],
+        *,
+        limits: EngineLimits | None = None,
+        hooks: EngineHooks | None = None,
+        warmup: bool = True,
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self.error: BaseException | None = None
+        self.status: Status = "starting"
+        self._runner = runner
+        self._make_stream = make_stream
+        self._limits = limits or EngineLimits()
+        self._hooks = hooks or EngineHooks()
+        self._warmup = warmup
+        self._slots = SlotTable(runner.slots)
+        self._batcher = Batcher(runner, self._hooks, session_seconds=self._limits.session_seconds)
+        self._ids = itertools.count(1)
+        self._begun = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._main, name=f"model-{name}", daemon=True)
+
+    @property
+    def slots_total(self) -> int:
+        """How many streams can be served at once."""
+        return self._slots.total
+
+    @property
+    def slots_used(self) -> int:
+        """How many streams are being served."""
+        return self._slots.used
+
+    @property
+    def slots_waiting(self) -> int:
+        """How many callers wait for a slot."""
+        return self._slots.waiting
+
+    def start(self) -> None:
+        """Begin to warm up and serve, on a thread of its own."""
+        self._thread.start()
+
+    async def wait_ready(self) -> None:
+        """Return once streams can be opened.
+
+        Raises:
+            EngineFailedError: the warm-up failed.
+        """
+        while not self._begun.is_set():
+            await asyncio.sleep(0.02)
+        self._check_open()
+
+    async def open(self, *, wait_seconds: float = 0.0) -> Session:
+        """Take a slot for one stream; its first event is `Ready`.
+
+        Args:
+            wait_seconds: how long to queue for a slot when all are taken.
+
+        Raises:
+            NoFreeSlotError: no slot, even after waiting.
+            EngineFailedError: the model loop has stopped.
+            GoingAwayError: the engine is ending.
+        """
+        self._check_open()
+        slot = self._slots.acquire()
+        if slot is None and wait_seconds > 0:
+            slot = await self._slots.wait(wait_seconds)
+        if slot is None:
+            raise NoFreeSlotError
+        try:
+            self._check_open()
+            session = Session(
+                next(self._ids),
+                slot,
+                self._make_stream(),
+                queue_samples=round(self._limits.queue_seconds * SAMPLE_RATE),
+                on_close=self._closed,
+                wake=self._batcher.wake,
+            )
+        except BaseException:
+            self._slots.release(slot)
+            raise
+        self._hooks.on_open()
+        session.deliver([Ready()], None)
+        self._batcher.add(session)
+        return session
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Refuse new streams, let the running ones end within ``grace_seconds``, then end them."""
+        if self.status in ("starting", "ready"):
+            self.status = "draining"
+        end = time.monotonic() + grace_seconds
+        while self.slots_used and time.monotonic() < end and self.status == "draining":
+            await asyncio.sleep(0.05)
+        for session in self._batcher.sessions():
+            session.fail(GoingAwayError("the server is shutting down"))
+
+    def stop(self) -> None:
+        """End the model thread after the step in flight. Streams still open are ended."""
+        self._stopping.set()
+        self._batcher.wake()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(timeout=30)
+
+    def _check_open(self) -> None:
+        if self.status == "failed":
+            raise EngineFailedError(f"module {self.name} has failed: {self.error}", hint="see the server's log")
+        if self.status in ("draining", "stopped"):
+            raise GoingAwayError("the server is shutting down")
+        if self.status == "starting":
+            raise NoFreeSlotError("the model is still warming up", hint="try again in a few seconds")
+
+    def _closed(self, session: Session) -> None:
+        self._batcher.discard(session)
+        self._slots.release(session.slot)
+        self._hooks.on_close(session.steps)
+
+    def _main(self) -> None:
+        try:
+            if self._warmup:
+                self._warm_up()
+            if self.status == "starting":
+                self.status = "ready"
+            self._begun.set()
+            self._batcher.run(lambda: not self._stopping.is_set())
+        except Exception as error:
+            self._fail(error)
+        else:
+            self.status = "stopped"
+            self._end_all(GoingAwayError("the server is shutting down"))
+        finally:
+            self._begun.set()
+
+    def _warm_up(self) -> None:
+        start = time.perf_counter()
+        logger.info("warmup of %s starts", self.name)
+        try:
+            self._runner.warmup()
+        except Exception:
+            self._hooks.on_warmup(time.perf_counter() - start, False)
+            raise
+        seconds = time.perf_counter() - start
+        self._hooks.on_warmup(seconds, True)
+        logger.info("warmup of %s done in %.2f s", self.name, seconds)
+
+    def _fail(self, error: Exception) -> None:
+        logger.critical("the model loop of %s has stopped: %s", self.name, error, exc_info=error)
+        self.error = error
+        self.status = "failed"
+        self._hooks.on_failure(error)
+        self._end_all(EngineFailedError(f"module {self.name} has failed: {error}"))
+
+    def _end_all(self, reason: SessionError) -> None:
+        for session in self._batcher.sessions():
+            try:
+                session.loop.call_soon_threadsafe(session.fail, reason)
+            except RuntimeError:  # its event loop is closed: nobody waits any more
+                self._batcher.discard(session)
