@@ -1,0 +1,217 @@
+"""Speech to text on the wire: MessagePack bytes to events and back, as upstream's `rmp_serde` reads and writes them.
+
+A message is one map with a ``type`` key. Client messages almost always carry float32 samples, so those are read in
+place as 5-byte cells; whatever differs in the least goes through the general decoder.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import ormsgpack
+from numpy.typing import NDArray
+
+from ..errors import InvalidMessageError
+from ..events import (
+    AsrClientEvent,
+    AsrServerEvent,
+    Audio,
+    EndWord,
+    Error,
+    Flush,
+    Init,
+    Marker,
+    OggOpus,
+    Ready,
+    Step,
+    Turn,
+    Word,
+)
+
+MAX_AMPLITUDE: Final = 100.0
+"""Largest magnitude of a sample. Full scale is 1; what is beyond this was never divided by its integer range."""
+
+_AUDIO_HEAD: Final = b"\x82\xa4type\xa5Audio\xa3pcm"
+_CELLS: Final = {
+    0xCA: np.dtype([("tag", "u1"), ("value", ">f4")]),
+    0xCB: np.dtype([("tag", "u1"), ("value", ">f8")]),
+}
+_INT64: Final = range(-(2**63), 2**63)
+
+
+def decode(data: bytes) -> AsrClientEvent:
+    """One binary message to the event it carries.
+
+    Raises:
+        InvalidMessageError: if it is anything but a message of the protocol; the sentence says what was wrong.
+    """
+    pcm = _float_cells(data)
+    if pcm is not None:
+        return Audio(_checked(pcm))
+    return decode_slow(data)
+
+
+def decode_slow(data: bytes) -> AsrClientEvent:
+    """What `decode` gives, through the general MessagePack decoder only."""
+    fields = unpack(data)
+    match fields.get("type"):
+        case "Init":
+            return Init()
+        case "Audio":
+            return Audio(_samples(_field(fields, "pcm")))
+        case "OggOpus":
+            return OggOpus(_octets(_field(fields, "data")))
+        case "Marker":
+            return Marker(_marker_id(_field(fields, "id")))
+        case "Flush":
+            return Flush()
+        case None:
+            raise InvalidMessageError("the message has no 'type'", hint=_TYPES)
+        case str(other):
+            raise InvalidMessageError(f"unknown message type {other[:40]!r}", hint=_TYPES)
+        case other:
+            raise InvalidMessageError(f"the message's 'type' must be a string, not {_kind(other)}", hint=_TYPES)
+
+
+def encode(event: AsrServerEvent) -> bytes:
+    """One event to one binary message, the same bytes as upstream's for the same event."""
+    match event:
+        case Step(step_idx, prs, buffered_pcm):
+            message: dict[str, Any] = {
+                "type": "Step",
+                "step_idx": step_idx,
+                "prs": np.array(prs, dtype=np.float32),
+                "buffered_pcm": buffered_pcm,
+            }
+            return ormsgpack.packb(message, option=ormsgpack.OPT_SERIALIZE_NUMPY)
+        case Word(text, start_time):
+            message = {"type": "Word", "text": text, "start_time": float(start_time)}
+        case EndWord(stop_time):
+            message = {"type": "EndWord", "stop_time": float(stop_time)}
+        case Marker(id_):
+            message = {"type": "Marker", "id": id_}
+        case Ready():
+            message = {"type": "Ready"}
+        case Error(text):
+            message = {"type": "Error", "message": text}
+        case Flush():
+            message = {"type": "Flush"}
+        case Turn(kind, time):
+            message = {"type": "Turn", "kind": kind, "time": float(time)}
+    return ormsgpack.packb(message)
+
+
+def unpack(data: bytes) -> dict[str, Any]:
+    """A MessagePack map with string keys.
+
+    Raises:
+        InvalidMessageError: for any other bytes.
+    """
+    if not data:
+        raise InvalidMessageError("the message is empty", hint="send one MessagePack map a message")
+    try:
+        fields = ormsgpack.unpackb(data)
+    except ValueError as error:
+        raise InvalidMessageError(f"the message is not valid MessagePack: {error}") from None
+    if not isinstance(fields, dict):
+        raise InvalidMessageError(f"the message must be a MessagePack map, not {_kind(fields)}")
+    return fields
+
+
+_TYPES: Final = "the types are Init, Audio, OggOpus, Marker and Flush"
+
+
+def _float_cells(data: bytes) -> NDArray[np.float32] | None:
+    """The samples of an Audio message whose cells are all float32 or all float64, else None."""
+    if not data.startswith(_AUDIO_HEAD):
+        return None
+    at = len(_AUDIO_HEAD)
+    match data[at : at + 1]:
+        case b"\xdc":
+            count, at = int.from_bytes(data[at + 1 : at + 3], "big"), at + 3
+        case b"\xdd":
+            count, at = int.from_bytes(data[at + 1 : at + 5], "big"), at + 5
+        case bytes(head) if head and 0x90 <= head[0] <= 0x9F:
+            count, at = head[0] & 0x0F, at + 1
+        case _:
+            return None
+    if count == 0 or at >= len(data):
+        return None
+    tag = data[at]
+    cell = _CELLS.get(tag)
+    if cell is None or len(data) - at != count * cell.itemsize:
+        return None
+    cells = np.frombuffer(data, dtype=cell, offset=at)
+    if not (cells["tag"] == tag).all():
+        return None
+    with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, and is then refused
+        return cells["value"].astype(np.float32)
+
+
+def _samples(value: Any) -> NDArray[np.float32]:
+    if not isinstance(value, list):
+        raise InvalidMessageError(f"'pcm' must be an array of numbers, not {_kind(value)}")
+    # By exact type: a bool is an int to Python, but no sample.
+    strangers = set(map(type, value)) - {int, float}
+    if strangers:
+        names = ", ".join(sorted(_KINDS.get(stranger, stranger.__name__) for stranger in strangers))
+        raise InvalidMessageError(f"'pcm' must hold numbers only, but has {names}")
+    with np.errstate(over="ignore"):
+        pcm = np.array(value, dtype=np.float64).astype(np.float32)
+    return _checked(pcm)
+
+
+def _checked(pcm: NDArray[np.float32]) -> NDArray[np.float32]:
+    if pcm.size == 0:
+        return pcm
+    low, high = float(pcm.min()), float(pcm.max())
+    if low >= -MAX_AMPLITUDE and high <= MAX_AMPLITUDE:  # false for NaN too
+        return pcm
+    worst = int(np.argmax(~(np.abs(pcm) <= MAX_AMPLITUDE)))
+    raise InvalidMessageError(
+        f"sample {worst} of 'pcm' is {pcm[worst]:g}; samples are numbers between -1 and 1",
+        hint="divide 16-bit samples by 32768",
+    )
+
+
+def _octets(value: Any) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, list):
+        raise InvalidMessageError(f"'data' must be bytes or an array of integers from 0 to 255, not {_kind(value)}")
+    if set(map(type, value)) - {int}:
+        raise InvalidMessageError("'data' must hold integers from 0 to 255 only")
+    try:
+        return bytes(value)
+    except ValueError:
+        raise InvalidMessageError("'data' must hold integers from 0 to 255 only") from None
+
+
+def _marker_id(value: Any) -> int:
+    if type(value) is not int or value not in _INT64:
+        raise InvalidMessageError("a marker's 'id' must be a 64-bit signed integer")
+    return value
+
+
+def _field(fields: dict[str, Any], name: str) -> Any:
+    try:
+        return fields[name]
+    except KeyError:
+        raise InvalidMessageError(f"a message of type {fields['type']} needs {name!r}") from None
+
+
+_KINDS: Final[dict[type, str]] = {
+    dict: "a map",
+    list: "an array",
+    str: "a string",
+    bytes: "bytes",
+    bool: "a boolean",
+    int: "an integer",
+    float: "a float",
+    type(None): "nil",
+}
+
+
+def _kind(value: Any) -> str:
+    return _KINDS.get(type(value), type(value).__name__)
