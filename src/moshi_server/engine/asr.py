@@ -114,7 +114,7 @@ class AsrStream:
         return []
 
     def take(self, now: float) -> Frame | None:
-        """The next frame, of shape (1920,), completed with silence when only that brings the answer a client waits for."""
+        """The next frame, of shape (1920,), completed with silence when only that answers what a client waits for."""
         if self._buffered >= FRAME_SIZE:
             frame = self._next_frame()
         elif self._dues and (self._drains or now - self._last_arrival >= GRACE_SECONDS):
