@@ -1,0 +1,52 @@
+"""The TOML as strict models, the same keys as upstream's; it fetches nothing and knows no model or socket."""
+
+from .load import check_config, load_config
+from .model import (
+    ContinuousConditionerConfig,
+    DepformerConfig,
+    DialogueGenerationConfig,
+    ExtraHeadsConfig,
+    LmModelConfig,
+    LutConditionerConfig,
+    TransformerConfig,
+    TtsGenerationConfig,
+)
+from .modules import (
+    AsrConfig,
+    BatchedAsrConfig,
+    Config,
+    LmConfig,
+    MimiConfig,
+    Module,
+    ModuleConfig,
+    PyBatchedAsrConfig,
+    PyConfig,
+    PyPostConfig,
+    TtsConfig,
+    WarmupConfig,
+)
+
+__all__ = [
+    "AsrConfig",
+    "BatchedAsrConfig",
+    "Config",
+    "ContinuousConditionerConfig",
+    "DepformerConfig",
+    "DialogueGenerationConfig",
+    "ExtraHeadsConfig",
+    "LmConfig",
+    "LmModelConfig",
+    "LutConditionerConfig",
+    "MimiConfig",
+    "Module",
+    "ModuleConfig",
+    "PyBatchedAsrConfig",
+    "PyConfig",
+    "PyPostConfig",
+    "TransformerConfig",
+    "TtsConfig",
+    "TtsGenerationConfig",
+    "WarmupConfig",
+    "check_config",
+    "load_config",
+]

@@ -1,0 +1,242 @@
+"""The TOML's top level and its eight module types; what is not upstream's is said to be ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
+
+from .checks import BatchSize, Count, Device, File, Folder, Route, same_kind
+from .model import DialogueGenerationConfig, LmModelConfig, Table, TtsGenerationConfig
+
+
+class Module(Table):
+    """What every module may say; all of it is ours but ``backend``, which older files carry and nobody reads."""
+
+    auth: bool = True
+    """Whether a client must show a key or token."""
+    device: Device | None = None
+    """Where it runs; the default is the first GPU, or the CPU if there is none."""
+    max_session_seconds: PositiveFloat | None = None
+    """How long one stream may last; no limit if absent (360 s for `Asr`, `Tts` and `Lm`, as upstream)."""
+    idle_timeout_seconds: PositiveFloat = 20.0
+    """A connection from which no frame comes for so long, pong included, is closed (4006)."""
+    message_timeout_seconds: PositiveFloat = 120.0
+    """A connection that sends no binary message for so long is closed (4006)."""
+    send_timeout_seconds: PositiveFloat = 10.0
+    """A client that does not read for so long is closed (4006)."""
+    post_wait_seconds: NonNegativeFloat = 100.0
+    """How long a POST waits for a free slot before it is answered 503."""
+    max_message_mb: PositiveFloat = 16.0
+    """A larger WebSocket message is refused (4003)."""
+    max_upload_mb: PositiveFloat = 512.0
+    """A larger POST body is refused (413)."""
+    backend: str | None = None
+
+    file_keys: ClassVar[tuple[str, ...]] = ()
+
+    def files(self) -> Iterator[tuple[str, str]]:
+        """Each (key, path or URI) that the module reads."""
+        for key in self.file_keys:
+            value = getattr(self, key)
+            if value is not None:
+                yield key, value
+
+    def routes(self) -> list[str]:
+        """The URL paths that the module answers."""
+        return [self.path] if hasattr(self, "path") else []
+
+
+class Numbers(Table):
+    """How a module's weights are held."""
+
+    dtype_override: Literal["f32", "f16", "bf16"] | None = None
+    """The number type; the default is what suits the device."""
+    quantize: Literal["int8"] | None = None
+    """Ours: 8-bit linear layers."""
+
+
+class _Asr(Module, Numbers):
+    path: Route
+    lm_model_file: File
+    text_tokenizer_file: File
+    audio_tokenizer_file: File
+    model: LmModelConfig
+    asr_delay_in_tokens: Count
+    log_frequency_s: PositiveFloat | None = None
+    conditioning_delay: float | None = None
+    conditioning_learnt_padding: bool = False
+    temperature: NonNegativeFloat | None = None
+    max_queue_seconds: PositiveFloat = 10.0
+    """Ours: audio that may wait for the model before the client's socket is no longer read."""
+    watchdog_seconds: NonNegativeFloat = 0.0
+    """Ours: begin anew in the model after so much speech with no word; 0 for never."""
+
+    file_keys = ("lm_model_file", "text_tokenizer_file", "audio_tokenizer_file")
+
+
+class AsrConfig(_Asr):
+    """Speech to text, one stream at a time upstream; here the same engine as `BatchedAsr`."""
+
+    type: Literal["Asr"]
+    batch_size: BatchSize = 8
+    """Ours: how many streams at once (upstream sets no bound)."""
+    max_session_seconds: PositiveFloat | None = 360.0
+
+
+class BatchedAsrConfig(_Asr):
+    """Speech to text for many streams that are stepped together."""
+
+    type: Literal["BatchedAsr"]
+    batch_size: BatchSize
+
+
+class _Script(Module):
+    script: File | None = None
+    py: dict[str, Any] | None = None
+    """Handed to the script's ``init``, whatever it holds."""
+
+    def files(self) -> Iterator[tuple[str, str]]:
+        """Each (key, path or URI) that the module reads, those of ``py`` included."""
+        yield from super().files()
+        for key, value in (self.py or {}).items():
+            if isinstance(value, str) and "://" in value:
+                yield f"py.{key}", value
+
+
+class PyBatchedAsrConfig(_Script):
+    """Speech to text by a Python script, or by the built-in engine if none is named."""
+
+    type: Literal["PyBatchedAsr"]
+    path: Route
+    batch_size: BatchSize
+    text_tokenizer_file: File
+    asr_delay_in_tokens: Count
+    max_queue_seconds: PositiveFloat = 10.0
+
+    file_keys = ("script", "text_tokenizer_file")
+
+
+class PyConfig(_Script):
+    """Batched text to speech by a Python script, or by the built-in engine if none is named."""
+
+    type: Literal["Py"]
+    path: Route
+    batch_size: BatchSize
+    text_tokenizer_file: File
+    text_bos_token: Count
+
+    file_keys = ("script", "text_tokenizer_file")
+
+
+class PyPostConfig(_Script):
+    """One answer to one POST, by a Python script (voice embeddings)."""
+
+    type: Literal["PyPost"]
+    path: Route
+
+    file_keys = ("script",)
+
+
+class TtsConfig(Module, Numbers):
+    """Text to speech, a single stream."""
+
+    type: Literal["Tts"]
+    path: Route
+    lm_model_file: File
+    text_tokenizer_file: File
+    speaker_tokenizer_file: File
+    audio_tokenizer_file: File
+    voices: dict[str, File]
+    voice_dir: Folder
+    model: LmModelConfig
+    generation: TtsGenerationConfig
+    max_session_seconds: PositiveFloat | None = 360.0
+
+    file_keys = ("lm_model_file", "text_tokenizer_file", "speaker_tokenizer_file", "audio_tokenizer_file")
+
+    def files(self) -> Iterator[tuple[str, str]]:
+        """Each (key, path or URI) that the module reads, its voices included."""
+        yield from super().files()
+        for name, value in self.voices.items():
+            yield f"voices.{name}", value
+
+
+class LmConfig(Module, Numbers):
+    """Full-duplex dialogue."""
+
+    type: Literal["Lm"]
+    path: Route
+    lm_model_file: File
+    text_tokenizer_file: File
+    audio_tokenizer_file: File
+    model: LmModelConfig
+    gen: DialogueGenerationConfig
+    max_session_seconds: PositiveFloat | None = 360.0
+
+    file_keys = ("lm_model_file", "text_tokenizer_file", "audio_tokenizer_file")
+
+
+class MimiConfig(Module):
+    """Rooms: one producer of codes, any number of listeners."""
+
+    type: Literal["Mimi"]
+    send_path: Route
+    recv_path: Route
+    audio_tokenizer_file: File
+    auth_recv: bool = False
+    rooms: list[str] = Field(min_length=1)
+    default_room: str | None = None
+
+    file_keys = ("audio_tokenizer_file",)
+
+    def routes(self) -> list[str]:
+        """The URL paths that the module answers."""
+        return [self.send_path, self.recv_path]
+
+    @model_validator(mode="after")
+    def _default_is_a_room(self) -> MimiConfig:
+        if self.default_room is not None and self.default_room not in self.rooms:
+            raise same_kind(f"default_room = {self.default_room!r} is not one of rooms")
+        return self
+
+
+ModuleConfig = (
+    AsrConfig | BatchedAsrConfig | PyBatchedAsrConfig | TtsConfig | PyConfig | PyPostConfig | LmConfig | MimiConfig
+)
+
+
+def _as_set(value: Any) -> Any:
+    return frozenset(value) if isinstance(value, list) and all(isinstance(item, str) for item in value) else value
+
+
+class WarmupConfig(Table):
+    """``[warmup]``: whether the real step runs before the server says it is ready."""
+
+    enabled: bool = True
+
+
+class Config(Table):
+    """A whole file."""
+
+    static_dir: Folder
+    log_dir: str
+    instance_name: str = Field(min_length=1, pattern=r"^[^/\\\x00-\x1f]+$")
+    authorized_ids: Annotated[frozenset[str], BeforeValidator(_as_set)] = frozenset()
+    """API keys; ``MOSHI_API_KEY`` adds to them."""
+    shutdown_grace_seconds: NonNegativeFloat = 30.0
+    """Ours: how long running streams may go on after SIGTERM."""
+    warmup: WarmupConfig = WarmupConfig()
+    modules: dict[str, Annotated[ModuleConfig, Field(discriminator="type")]] = Field(default_factory=dict)
+    backend: str | None = None
+
+    @model_validator(mode="after")
+    def _routes_differ(self) -> Config:
+        owner: dict[str, str] = {}
+        for name, module in self.modules.items():
+            for route in module.routes():
+                if route in owner:
+                    raise same_kind(f'modules {owner[route]} and {name} both answer "{route}"')
+                owner[route] = name
+        return self
