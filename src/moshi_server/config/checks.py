@@ -37,6 +37,12 @@ def _device(value: str) -> str:
     return value
 
 
+def _instance_name(value: str) -> str:
+    if not value or value in (".", "..") or any(c in "/\\" or ord(c) < 32 for c in value):
+        raise same_kind("expected a name that can end a file name: not empty, no slash")
+    return value
+
+
 def _file(value: str) -> str:
     try:
         hub.parse(value)
@@ -54,6 +60,7 @@ def _file_not_folder(value: str) -> str:
 Count = NonNegativeInt
 BatchSize = Annotated[int | Literal["auto"], BeforeValidator(_batch_size)]
 Route = Annotated[str, AfterValidator(_route)]
+InstanceName = Annotated[str, AfterValidator(_instance_name)]
 Device = Annotated[str, AfterValidator(_device)]
 File = Annotated[str, AfterValidator(_file_not_folder)]
 """A path, or a URI that `moshi_server.hub.resolve` makes one; nothing is fetched while the configuration is read."""

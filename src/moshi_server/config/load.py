@@ -47,7 +47,7 @@ def check_config(
     try:
         raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        return None, [ConfigError(_unreadable(error), file=file, hint="give --config the path of a TOML file")]
+        return None, [ConfigError(_unreadable(error), file=file, hint="`moshi-server configs` lists those that are shipped")]
     except UnicodeDecodeError as error:
         return None, [ConfigError(f"not UTF-8 at byte {error.start}", file=file)]
     except tomllib.TOMLDecodeError as error:

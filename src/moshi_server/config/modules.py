@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
 
-from .checks import BatchSize, Count, Device, File, Folder, Route, same_kind
+from .checks import BatchSize, Count, Device, File, Folder, InstanceName, Route, same_kind
 from .model import DialogueGenerationConfig, LmModelConfig, Table, TtsGenerationConfig
 
 
@@ -222,7 +222,7 @@ class Config(Table):
 
     static_dir: Folder
     log_dir: str
-    instance_name: str = Field(min_length=1, pattern=r"^[^/\\\x00-\x1f]+$")
+    instance_name: InstanceName
     authorized_ids: Annotated[frozenset[str], BeforeValidator(_as_set)] = frozenset()
     """API keys; ``MOSHI_API_KEY`` adds to them."""
     shutdown_grace_seconds: NonNegativeFloat = 30.0

@@ -1,0 +1,52 @@
+# What one does here, as verbs. `make help` lists them.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Which torch: a newer one within pyproject's bounds will do, and so will options of pip before the name.
+TORCH ?= torch==2.13.0
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo install test check format clean
+
+help: ## list what can be made
+	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(MAKEFILE_LIST) | awk '{ name = $$1; $$1 = ""; printf "make %-8s%s\n", name, $$0 }'
+
+demo: $(VENV)/installed ## install, start the embedded model, send it a recording, print the words with their times
+	@$(BIN)/moshi-server demo
+
+install: $(VENV)/installed ## install into .venv what serving needs
+
+test: check ## everything that must hold before a change goes in
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed-dev ## style, types and layers only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(VENV)/installed-dev ## put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what was built, .venv too
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: Python 3.11 or newer is needed, and '$(PYTHON)' is $$($(PYTHON) -V 2>&1 || echo missing):" \
+	       "install one, or name it: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --quiet --upgrade 'pip>=25.1'
+	$(PIP) install --quiet $(TORCH)
+	$(PIP) install --quiet --editable .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml $(VENV)/installed
+	$(PIP) install --quiet --group dev
+	@touch $@

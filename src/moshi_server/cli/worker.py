@@ -1,0 +1,78 @@
+"""``moshi-server worker``: environment, configuration, logging, then serve."""
+
+from __future__ import annotations
+
+import logging
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Level(StrEnum):
+    """The least urgent lines that are still written."""
+
+    TRACE = "trace"
+    DEBUG = "debug"
+    INFO = "info"
+    WARN = "warn"
+    ERROR = "error"
+
+
+def worker(
+    config: Annotated[
+        Path,
+        typer.Option(
+            "--config", help="The TOML file that says what to serve, or the name of a shipped one.", show_default=False
+        ),
+    ],
+    log: Annotated[Level, typer.Option("--log", "-l", case_sensitive=False, help="How much to log.")] = Level.INFO,
+    addr: Annotated[str, typer.Option("--addr", "-a", help="The address to listen on.")] = "0.0.0.0",  # noqa: S104  (upstream's)
+    port: Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help="The port to listen on.")] = 8080,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Use no GPU.")] = False,
+    silent: Annotated[
+        bool, typer.Option("--silent", help="Write nothing to the console, only to the log file.")
+    ] = False,
+    log_max_size_mb: Annotated[
+        float, typer.Option("--log-max-size-mb", min=0.001, help="Begin a new log file at this size.")
+    ] = 100,
+    log_max_files: Annotated[int, typer.Option("--log-max-files", min=0, help="How many old log files to keep.")] = 10,
+) -> None:
+    """Load the models of a configuration, warm them up, and serve them."""
+    from ..config import load_config
+    from ..errors import MoshiServerError
+    from ..log import setup_logging
+    from .configs import locate
+    from .environment import load_dotenv
+
+    load_dotenv()
+    loaded = load_config(locate(config))
+    output = setup_logging(
+        log,
+        Path(loaded.log_dir),
+        loaded.instance_name,
+        max_size_mb=log_max_size_mb,
+        max_files=log_max_files,
+        silent=silent,
+    )
+    logger = logging.getLogger(__name__)
+    try:
+        from .. import __version__
+        from ..app.serve import run
+
+        logger.info("moshi-server %s starts", __version__, extra={"fields": {"config": config, "cpu": cpu}})
+        code = run(loaded, host=addr, port=port, cpu=cpu)
+    except MoshiServerError as error:
+        # The file keeps the error; the console gets it once, from `main`.
+        output.mute_console()
+        logger.error("%s", error, extra={"fields": {"hint": error.hint} if error.hint else {}})
+        if silent:
+            raise typer.Exit(1) from None
+        raise
+    except Exception:
+        logger.exception("the worker has failed; this is a bug of ours")
+        raise typer.Exit(70) from None
+    finally:
+        output.close()
+    raise typer.Exit(code)
