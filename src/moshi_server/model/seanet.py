@@ -1,0 +1,110 @@
+"""SEANet: the convolutional encoder from waveform to latent frames and its mirror; shapes are (B, channels, time)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from moshi_server.model.conv import CausalConv1d, CausalConvTranspose1d
+from moshi_server.model.streaming import State, StreamingModule, branch
+
+
+@dataclass(frozen=True)
+class SeanetSpec:
+    """Sizes of a SEANet; the defaults are Kyutai's Mimi v0.1.
+
+    ``ratios`` are the decoder's upsampling factors in order; the encoder divides by them in reverse.
+    Every level doubles the width, beginning with ``filters`` next to the waveform, and ends in ``dimension``.
+    """
+
+    dimension: int = 512
+    filters: int = 64
+    ratios: tuple[int, ...] = (8, 6, 5, 4)
+    residual_layers: int = 1
+    kernel_size: int = 7
+    residual_kernel_size: int = 3
+    last_kernel_size: int = 3
+    dilation_base: int = 2
+    compress: int = 2
+
+    @property
+    def hop(self) -> int:
+        """Samples per latent frame."""
+        return math.prod(self.ratios)
+
+
+class Chain(StreamingModule):
+    """Layers one after another, streaming ones and pointwise ones. State names are the layers' positions."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run every layer over the whole sequence."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def step(self, x: Tensor, state: State, slots: Tensor) -> Tensor:
+        """Run every layer over the next piece of each slot."""
+        inner = branch(state, "layers")
+        for position, layer in enumerate(self.layers):
+            x = layer.step(x, branch(inner, str(position)), slots) if isinstance(layer, StreamingModule) else layer(x)
+        return x
+
+
+class ResidualBlock(StreamingModule):
+    """x + a narrow two-convolution branch of it: one wide in time, one pointwise."""
+
+    def __init__(self, width: int, spec: SeanetSpec, depth: int) -> None:
+        super().__init__()
+        hidden = width // spec.compress
+        dilation = spec.dilation_base**depth
+        self.block = Chain(
+            [
+                nn.ELU(),
+                CausalConv1d(width, hidden, spec.residual_kernel_size, dilation=dilation),
+                nn.ELU(),
+                CausalConv1d(hidden, width, 1),
+            ]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, T) -> the same shape."""
+        y: Tensor = x + self.block(x)
+        return y
+
+    def step(self, x: Tensor, state: State, slots: Tensor) -> Tensor:
+        """(B, width, T) -> the same shape."""
+        return x + self.block.step(x, branch(state, "block"), slots)
+
+
+class SeanetEncoder(Chain):
+    """Waveform (B, 1, hop * T) -> latent frames (B, dimension, T)."""
+
+    def __init__(self, spec: SeanetSpec) -> None:
+        width = spec.filters
+        layers: list[nn.Module] = [CausalConv1d(1, width, spec.kernel_size)]
+        for ratio in reversed(spec.ratios):
+            layers += [ResidualBlock(width, spec, depth) for depth in range(spec.residual_layers)]
+            layers += [nn.ELU(), CausalConv1d(width, 2 * width, 2 * ratio, stride=ratio)]
+            width *= 2
+        layers += [nn.ELU(), CausalConv1d(width, spec.dimension, spec.last_kernel_size)]
+        super().__init__(layers)
+
+
+class SeanetDecoder(Chain):
+    """Latent frames (B, dimension, T) -> waveform (B, 1, hop * T)."""
+
+    def __init__(self, spec: SeanetSpec) -> None:
+        width = spec.filters * 2 ** len(spec.ratios)
+        layers: list[nn.Module] = [CausalConv1d(spec.dimension, width, spec.kernel_size)]
+        for ratio in spec.ratios:
+            layers += [nn.ELU(), CausalConvTranspose1d(width, width // 2, 2 * ratio, stride=ratio)]
+            width //= 2
+            layers += [ResidualBlock(width, spec, depth) for depth in range(spec.residual_layers)]
+        layers += [nn.ELU(), CausalConv1d(width, 1, spec.last_kernel_size)]
+        super().__init__(layers)
