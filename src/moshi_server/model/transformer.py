@@ -1,0 +1,346 @@
+"""The causal transformer of Mimi and of the language models, whole or step by step; it knows no file and no token.
+
+Names and numbers follow upstream (``moshi/modules/transformer.py``, ``moshi-core/src/batched_transformer.rs``): norms
+first, interleaved rotary positions, a window of ``context`` positions kept in a ring.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from moshi_server.model.streaming import State, StreamingModule, leaf
+
+
+@dataclass(frozen=True)
+class TransformerSpec:
+    """The shape of a transformer; the defaults are upstream's where it has any."""
+
+    d_model: int
+    num_heads: int
+    num_layers: int
+    dim_feedforward: int
+    context: int
+    gating: Literal["none", "silu"] = "none"
+    norm: Literal["rms_norm", "layer_norm"] = "rms_norm"
+    positional_embedding: Literal["rope", "none"] = "rope"
+    max_period: float = 10_000.0
+    layer_scale: float | None = None
+    kv_repeat: int = 1
+    bias_ff: bool = False
+    bias_attn: bool = False
+    gated_width: int | None = None
+    """Inner width of a gated feed-forward; by default the rule of upstream's Rust server."""
+
+    def __post_init__(self) -> None:
+        if self.d_model % self.num_heads or (self.d_model // self.num_heads) % 2:
+            raise ValueError(f"d_model {self.d_model} does not give {self.num_heads} heads of one even width")
+        if self.num_heads % self.kv_repeat:
+            raise ValueError(f"num_heads {self.num_heads} is not a multiple of kv_repeat {self.kv_repeat}")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.d_model // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values; each serves ``kv_repeat`` heads of queries."""
+        return self.num_heads // self.kv_repeat
+
+    @property
+    def hidden(self) -> int:
+        """Inner width of the feed-forward."""
+        if self.gating == "none":
+            return self.dim_feedforward
+        if self.gated_width is not None:
+            return self.gated_width
+        if self.dim_feedforward == 4 * self.d_model:
+            return 11 * self.d_model // 4
+        return 2 * self.dim_feedforward // 3
+
+
+class RMSNorm(nn.Module):
+    """Root mean square normalization in f32, with upstream's epsilon."""
+
+    EPS = 1e-8
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(1, 1, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D) in the type of ``x``."""
+        return functional.rms_norm(x.float(), (x.shape[-1],), self.alpha.flatten().float(), self.EPS).to(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalization in f32, with upstream's epsilon."""
+
+    EPS = 1e-5
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D) in the type of ``x``."""
+        return functional.layer_norm(x.float(), (x.shape[-1],), self.weight.float(), self.bias.float(), self.EPS).to(
+            x.dtype
+        )
+
+
+def build_norm(spec: TransformerSpec) -> RMSNorm | LayerNorm:
+    """The norm that ``spec`` names, over ``d_model``."""
+    return RMSNorm(spec.d_model) if spec.norm == "rms_norm" else LayerNorm(spec.d_model)
+
+
+class LayerScale(nn.Module):
+    """A learnt factor for each channel of a residual branch."""
+
+    def __init__(self, dim: int, init: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((dim,), init))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return x * self.scale
+
+
+class GatedMlp(nn.Module):
+    """A gated feed-forward: SiLU of one half of the projection times the other."""
+
+    def __init__(self, spec: TransformerSpec) -> None:
+        super().__init__()
+        self.linear_in = nn.Linear(spec.d_model, 2 * spec.hidden, bias=spec.bias_ff)
+        self.linear_out = nn.Linear(spec.hidden, spec.d_model, bias=spec.bias_ff)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        gate, value = self.linear_in(x).chunk(2, dim=-1)
+        y: Tensor = self.linear_out(functional.silu(gate) * value)
+        return y
+
+
+def rotation(positions: Tensor, spec: TransformerSpec) -> Tensor:
+    """Unit complex numbers (..., 1, D/2), complex64, that turn a head of width D at ``positions`` (...)."""
+    half = spec.head_dim // 2
+    exponents = torch.arange(half, device=positions.device, dtype=torch.float32)
+    frequencies = torch.exp(exponents * (-math.log(spec.max_period) / half))
+    angles = positions.float()[..., None, None] * frequencies
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def rotate(x: Tensor, turn: Tensor) -> Tensor:
+    """Turn ``x`` (B, T, H, D) by ``turn`` (B or 1, T, 1, D/2), even and odd channels as pairs, in f32."""
+    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
+
+
+def visible_keys(last: Tensor, steps: int, keys: int, context: int) -> Tensor:
+    """Which of the ring's first ``keys`` entries the newest ``steps`` positions may see: (..., steps, keys) bool.
+
+    ``last`` (...) is the newest position written. An entry's age is how many positions it lies behind it.
+    """
+    entries = torch.arange(keys, device=last.device)
+    age = (last[..., None] - entries) % context
+    written = age <= last[..., None]
+    ahead = torch.arange(steps - 1, -1, -1, device=last.device)
+    return written[..., None, :] & (age[..., None, :] >= ahead[:, None])
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where one step writes in the ring and what it reads of it: worked out once, used by every layer.
+
+    On a CPU, ``spans`` holds for each stream its slot, how much of the ring is written, and a mask if there are several
+    positions: attention then costs what each stream has heard, not ``context``. Elsewhere reading positions back would
+    stall the device, so that the whole ring is gathered and ``mask`` hides what is not there.
+    """
+
+    slots: Tensor  # (B,)
+    entries: Tensor  # (B, T), where in the ring
+    turn: Tensor | None  # (B, T, 1, D/2)
+    spans: list[tuple[int, int, Tensor | None]] | None
+    mask: Tensor | None  # (B, 1, T, context)
+
+    @staticmethod
+    def at(start: Tensor, slots: Tensor, steps: int, spec: TransformerSpec) -> Window:
+        """The window of the streams ``slots`` (B,) whose next position is ``start`` (B,)."""
+        context = spec.context
+        positions = start[:, None] + torch.arange(steps, device=start.device)
+        turn = rotation(positions, spec) if spec.positional_embedding == "rope" else None
+        last = positions[:, -1]
+        if start.device.type != "cpu":
+            mask = visible_keys(last, steps, context, context)[:, None]
+            return Window(slots, positions % context, turn, None, mask)
+        spans: list[tuple[int, int, Tensor | None]] = []
+        for row, (slot, end) in enumerate(zip(slots.tolist(), last.tolist(), strict=True)):
+            keys = min(end + 1, context)
+            spans.append((slot, keys, ~visible_keys(last[row], steps, keys, context) if steps > 1 else None))
+        return Window(slots, positions % context, turn, spans, None)
+
+
+class Attention(nn.Module):
+    """Causal self-attention over the last ``context`` positions, this one included."""
+
+    def __init__(self, spec: TransformerSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        width = (spec.num_heads + 2 * spec.kv_heads) * spec.head_dim
+        self.in_proj = nn.Linear(spec.d_model, width, bias=spec.bias_attn)
+        self.out_proj = nn.Linear(spec.d_model, spec.d_model, bias=spec.bias_attn)
+
+    def _project(self, x: Tensor, turn: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, D_model) -> queries (B, T, H, D), keys and values (B, T, H_kv, D)."""
+        spec = self.spec
+        heads, kv_heads = spec.num_heads, spec.kv_heads
+        qkv = self.in_proj(x).unflatten(-1, (-1, spec.head_dim))
+        qk, v = qkv.split((heads + kv_heads, kv_heads), dim=2)
+        if turn is not None:
+            qk = rotate(qk, turn)
+        q, k = qk.split((heads, kv_heads), dim=2)
+        return q, k, v
+
+    def forward(self, x: Tensor, turn: Tensor | None, mask: Tensor | None) -> Tensor:
+        """(B, T, D_model) -> same; ``mask`` (T, T) bool, or None where being causal says it all."""
+        q, k, v = (part.transpose(1, 2) for part in self._project(x, turn))
+        gqa = self.spec.kv_repeat > 1
+        y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=gqa)
+        out: Tensor = self.out_proj(y.transpose(1, 2).flatten(2))
+        return out
+
+    def step(self, x: Tensor, ring: Tensor, window: Window) -> Tensor:
+        """(B, T, D_model) -> same; ``ring`` (slots, 2, H_kv, context, D) takes the new keys and values first."""
+        q, k, v = self._project(x, window.turn)
+        new = torch.stack((k, v), dim=2).to(ring.dtype)
+        ring[window.slots[:, None], :, :, window.entries] = new
+        q = q.to(ring.dtype)
+        y = (
+            self._attend_gathered(q, ring, window)
+            if window.spans is None
+            else self._attend_spans(q, ring, window.spans)
+        )
+        out: Tensor = self.out_proj(y.flatten(2).to(x.dtype))
+        return out
+
+    def _attend_gathered(self, q: Tensor, ring: Tensor, window: Window) -> Tensor:
+        keys, values = ring.index_select(0, window.slots).unbind(1)
+        gqa = self.spec.kv_repeat > 1
+        y = functional.scaled_dot_product_attention(
+            q.transpose(1, 2), keys, values, attn_mask=window.mask, enable_gqa=gqa
+        )
+        return y.transpose(1, 2)
+
+    def _attend_spans(self, q: Tensor, ring: Tensor, spans: list[tuple[int, int, Tensor | None]]) -> Tensor:
+        # Two batched products over one stream's heads: the fused CPU kernel is up to 12 times slower in bf16, and
+        # gathering several streams copies their whole rings.
+        batch, steps, heads, width = q.shape
+        y = torch.empty_like(q)
+        grouped = (q * width**-0.5).transpose(1, 2).reshape(batch, self.spec.kv_heads, -1, width)
+        for row, (slot, count, hidden) in enumerate(spans):
+            keys, values = ring[slot, :, :, :count].unbind(0)
+            scores = torch.bmm(grouped[row], keys.transpose(1, 2)).float()
+            if hidden is not None:
+                scores.view(-1, steps, count).masked_fill_(hidden, -math.inf)
+            mixed = torch.bmm(scores.softmax(-1).to(values.dtype), values)
+            y[row] = mixed.view(heads, steps, width).transpose(0, 1)
+        return y
+
+
+class TransformerLayer(nn.Module):
+    """Attention, then feed-forward, each normed first and added back."""
+
+    def __init__(self, spec: TransformerSpec) -> None:
+        super().__init__()
+        self.norm1 = build_norm(spec)
+        self.self_attn = Attention(spec)
+        self.norm2 = build_norm(spec)
+        self.gating: GatedMlp | None = None
+        if spec.gating == "silu":
+            self.gating = GatedMlp(spec)
+        else:
+            self.linear1 = nn.Linear(spec.d_model, spec.hidden, bias=spec.bias_ff)
+            self.linear2 = nn.Linear(spec.hidden, spec.d_model, bias=spec.bias_ff)
+        scale = spec.layer_scale
+        self.layer_scale_1 = nn.Identity() if scale is None else LayerScale(spec.d_model, scale)
+        self.layer_scale_2 = nn.Identity() if scale is None else LayerScale(spec.d_model, scale)
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        h = self.norm2(x)
+        h = self.gating(h) if self.gating is not None else self.linear2(functional.gelu(self.linear1(h)))
+        y: Tensor = x + self.layer_scale_2(h)
+        return y
+
+    def forward(self, x: Tensor, turn: Tensor | None, mask: Tensor | None) -> Tensor:
+        """(B, T, D_model) -> same."""
+        x = x + self.layer_scale_1(self.self_attn(self.norm1(x), turn, mask))
+        return self._feed_forward(x)
+
+    def step(self, x: Tensor, ring: Tensor, window: Window) -> Tensor:
+        """(B, T, D_model) -> same; see `Attention.step`."""
+        x = x + self.layer_scale_1(self.self_attn.step(self.norm1(x), ring, window))
+        return self._feed_forward(x)
+
+
+class StreamingTransformer(StreamingModule):
+    """A stack of layers; its state is one ring of keys and values for each layer and one position for each slot."""
+
+    def __init__(self, spec: TransformerSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.layers = nn.ModuleList(TransformerLayer(spec) for _ in range(spec.num_layers))
+
+    def _layers(self) -> Iterator[TransformerLayer]:
+        for layer in self.layers:
+            assert isinstance(layer, TransformerLayer)
+            yield layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D_model) -> same, from the beginning of a stream; each position sees the last ``context`` ones."""
+        steps, context = x.shape[1], self.spec.context
+        positions = torch.arange(steps, device=x.device)
+        turn = rotation(positions, self.spec)[None] if self.spec.positional_embedding == "rope" else None
+        mask = None
+        if steps > context:
+            behind = positions[:, None] - positions
+            mask = (behind >= 0) & (behind < context)
+        for layer in self._layers():
+            x = layer(x, turn, mask)
+        return x
+
+    def init_state(
+        self, slots: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> State:
+        """``position`` (slots,) int64, and for layer n ``ring.n`` (slots, 2, H_kv, context, D)."""
+        spec = self.spec
+        device, dtype = self.placement(device, dtype)
+        shape = (slots, 2, spec.kv_heads, spec.context, spec.head_dim)
+        state: State = {"position": torch.zeros(slots, dtype=torch.int64, device=device)}
+        for index in range(spec.num_layers):
+            state[f"ring.{index}"] = torch.zeros(shape, device=device, dtype=dtype)
+        return state
+
+    @torch.no_grad()
+    def step(self, x: Tensor, state: State, slots: Tensor) -> Tensor:
+        """(B, T, D_model) -> same, the next T <= ``context`` positions of each stream.
+
+        As upstream, all T keys are written before the first position looks: with T > 1 and a full ring, the first
+        position sees T - 1 fewer keys than ``forward`` would show it.
+        """
+        steps = x.shape[1]
+        assert 0 < steps <= self.spec.context, f"{steps} positions do not fit a ring of {self.spec.context}"
+        position = leaf(state, "position")
+        start = position.index_select(0, slots)
+        window = Window.at(start, slots, steps, self.spec)
+        for index, layer in enumerate(self._layers()):
+            x = layer.step(x, leaf(state, f"ring.{index}"), window)
+        position.index_copy_(0, slots, start + steps)
+        return x
