@@ -1,0 +1,102 @@
+"""One WebSocket at the transport: uvicorn's own protocol, which in addition knows when the client was last heard and
+can say goodbye without waiting for a client that does not read.
+
+Three things that ASGI has no words for are needed here. Pongs count as signs of life, but not the time in which we do
+not read on purpose. A message that is too big must be answered with a reason while the rest of it still arrives. And a
+close must reach the client, yet free everything soon even if the client never reacts.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from starlette.websockets import WebSocket
+from uvicorn._types import ASGIReceiveEvent
+from uvicorn.config import Config
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.server import ServerState
+from websockets.frames import Close, Frame, Opcode
+
+from .closing import reason_text
+
+LINGER_SECONDS = 2.0
+"""How long after our close frame we wait for the client's, counted from the last bytes that it sent."""
+MAX_LINGER_SECONDS = 30.0
+"""How long at most, however much it still sends."""
+
+MESSAGE_TOO_BIG = 1009
+"""The code with which `Connection` reports to the application that a message went over the limit."""
+
+
+class Connection(WebSocketsSansIOProtocol):
+    """The server side of one WebSocket. The application finds it with `connection_of`."""
+
+    def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: Any = None) -> None:
+        super().__init__(config, server_state, {**app_state, "connection": self}, _loop)
+        self._heard = self.loop.time()
+        self.cut_short = False
+        """What the client sent could not be read on: too big, or not WebSocket. The rest of it is thrown away."""
+        self._linger_until = 0.0
+
+    def silence(self) -> float:
+        """Seconds since the client was last heard; 0 while it is not listened to."""
+        return 0.0 if self.read_paused else self.loop.time() - self._heard
+
+    def hang_up(self, code: int, reason: str, last_words: bytes = b"") -> None:
+        """Send ``last_words`` as a binary message, if any, then a close frame; give up on the client soon after.
+
+        It never waits: what a client does not read is dropped with its connection.
+        """
+        if self.close_sent or self.disconnected or self.transport.is_closing():
+            return
+        self.conn.data_to_send()  # whatever the library meant to say is replaced by this
+        frames = [Frame(Opcode.BINARY, last_words)] if last_words else []
+        frames.append(Frame(Opcode.CLOSE, Close(code, reason_text(reason)).serialize()))
+        self.transport.write(b"".join(frame.serialize(mask=False) for frame in frames))
+        self.stop_keepalive()
+        self.close_sent = True
+        if self.read_paused:
+            self.read_paused = False
+            self.transport.resume_reading()
+        self._linger_until = self.loop.time() + MAX_LINGER_SECONDS
+        self._linger()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes from the client; after a goodbye that cut a message short they are thrown away."""
+        self._heard = self.loop.time()
+        if self.cut_short:
+            if self.close_sent:
+                self._linger()
+            return
+        super().data_received(data)
+
+    async def receive(self) -> ASGIReceiveEvent:
+        """The application's next message. The client's silence counts from when it is listened to again."""
+        was_paused = self.read_paused
+        message = await super().receive()
+        if was_paused and not self.read_paused:
+            self._heard = self.loop.time()
+        return message
+
+    def handle_close(self, event: Frame) -> None:
+        """Answer the client's close; one that then reads nothing more does not keep its connection."""
+        super().handle_close(event)
+        self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+    def handle_parser_exception(self) -> None:
+        """Let the application choose the last words, instead of closing at once."""
+        self.cut_short = True
+        close = self.conn.close_sent
+        code, reason = (close.code, close.reason) if close is not None else (1002, "protocol error")
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
+
+    def _linger(self) -> None:
+        if self.close_timer is not None:
+            self.close_timer.cancel()
+        left = max(0.0, self._linger_until - self.loop.time())
+        self.close_timer = self.loop.call_later(min(LINGER_SECONDS, left), self.transport.abort)
+
+
+def connection_of(websocket: WebSocket) -> Connection:
+    """The transport of this socket. The server must have been started with ``ws=Connection``."""
+    return cast(Connection, websocket.scope["state"]["connection"])

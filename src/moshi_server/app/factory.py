@@ -1,0 +1,125 @@
+"""From built modules and a configuration to the web application."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+from fastapi import FastAPI
+from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import JSONResponse, Response
+from starlette.staticfiles import StaticFiles
+from starlette.websockets import WebSocket
+
+from .. import __version__
+from ..auth import OPEN, Caller, refusal
+from ..config import Module
+from ..engine.hooks import EngineHooks
+from ..errors import AuthError
+from ..metrics import ModuleMetrics
+from .module import ClientLimits, ServedModule
+from .routes import ServerState, api
+from .upload import Uploads
+from .websocket import Pump
+from .wire import AsrWire, Wire
+
+logger = logging.getLogger(__name__)
+
+ASR_KINDS = ("Asr", "BatchedAsr", "PyBatchedAsr")
+
+
+def create_app(state: ServerState, *, static_dir: str | Path | None = None) -> FastAPI:
+    """The application: each module at its path, what the server says of itself, and files from ``static_dir``."""
+    app = FastAPI(
+        title="moshi-server",
+        version=__version__,
+        docs_url="/api/docs",
+        openapi_url="/api/openapi.json",
+        redoc_url=None,
+    )
+    app.include_router(api(state))
+    for module in state.modules:
+        if module.kind in ASR_KINDS:
+            _add_speech_to_text(app, module, state)
+    if static_dir is not None and Path(static_dir).is_dir():
+        app.mount("/", StaticFiles(directory=static_dir, html=True), name="static")
+    return app
+
+
+def hooks_for(metrics: ModuleMetrics) -> EngineHooks:
+    """What an engine calls, counted."""
+    return EngineHooks(
+        on_open=metrics.opened,
+        on_close=metrics.closed,
+        on_step=metrics.stepped,
+        on_warmup=metrics.warmed_up,
+    )
+
+
+def limits_of(config: Module) -> ClientLimits:
+    """What the module's configuration lets its clients do."""
+    return ClientLimits(
+        idle_seconds=config.idle_timeout_seconds,
+        message_seconds=config.message_timeout_seconds,
+        send_seconds=config.send_timeout_seconds,
+        post_wait_seconds=config.post_wait_seconds,
+        max_message_bytes=int(config.max_message_mb * 2**20),
+        max_upload_bytes=int(config.max_upload_mb * 2**20),
+    )
+
+
+def _add_speech_to_text(app: FastAPI, module: ServedModule, state: ServerState) -> None:
+    uploads = Uploads(module)
+
+    def wire(websocket: WebSocket) -> Wire:
+        return AsrWire(turns=websocket.query_params.get("turns") in ("1", "true"))
+
+    async def post(request: Request) -> Response:
+        refused = _check(request, module, state)
+        return refused if isinstance(refused, Response) else await uploads.answer(request)
+
+    app.add_api_websocket_route(module.path, _stream(module, state, wire))
+    app.add_route(module.path, post, methods=["POST"])
+    app.add_route(module.path, _upgrade_required, methods=["GET"])
+
+
+def _stream(
+    module: ServedModule, state: ServerState, wire: Callable[[WebSocket], Wire]
+) -> Callable[[WebSocket], Awaitable[None]]:
+    async def stream(websocket: WebSocket) -> None:
+        caller = _check(websocket, module, state)
+        if isinstance(caller, Response):
+            await websocket.send_denial_response(caller)
+        else:
+            await Pump(websocket, module, wire(websocket), state.metrics).run(caller)
+
+    return stream
+
+
+async def _upgrade_required(_: Request) -> Response:
+    message = "this path speaks WebSocket; to transcribe a whole file, POST it here"
+    return JSONResponse({"error": message}, 426, {"Upgrade": "websocket", "Connection": "Upgrade"})
+
+
+def _check(connection: HTTPConnection, module: ServedModule, state: ServerState) -> Caller | Response:
+    """Who is calling, or the 401 to answer with."""
+    if not module.auth:
+        return OPEN
+    try:
+        return state.auth.check(_items(connection.headers), connection.query_params, time.time())
+    except AuthError as error:
+        state.metrics.auth_errors.inc(error.code)
+        fields = {"code": error.code, "module": module.name, "client": _client(connection)}
+        logger.warning("refused: %s", error.message, extra={"fields": fields})
+        return JSONResponse(refusal(error), 401, {"WWW-Authenticate": "Bearer"})
+
+
+def _items(headers: Headers) -> Sequence[tuple[str, str]]:
+    return headers.items()
+
+
+def _client(connection: HTTPConnection) -> str:
+    return connection.headers.get("x-real-ip") or (connection.client.host if connection.client else "")

@@ -1,0 +1,50 @@
+"""One module as the web application sees it: an engine, where it answers, and what its clients may do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..engine.worker import Engine
+from ..metrics import ModuleMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLimits:
+    """What a client may do, and how long it may take.
+
+    Attributes:
+        idle_seconds: with no frame from it at all, pongs included.
+        message_seconds: with no binary message from it.
+        send_seconds: without reading what is sent to it.
+        post_wait_seconds: that a POST waits for a slot.
+        max_message_bytes: of one WebSocket message.
+        max_upload_bytes: of one POST body.
+        max_waiting_posts: POSTs that may wait beyond those being served.
+    """
+
+    idle_seconds: float = 20.0
+    message_seconds: float = 120.0
+    send_seconds: float = 10.0
+    post_wait_seconds: float = 100.0
+    max_message_bytes: int = 16 * 2**20
+    max_upload_bytes: int = 512 * 2**20
+    max_waiting_posts: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModule:
+    """A module that answers at ``path``.
+
+    Attributes:
+        files: what it was loaded from, by upstream's names (``lm``, ``audio_tokenizer``, ``script``).
+        auth: whether a client must show credentials.
+    """
+
+    name: str
+    kind: str
+    path: str
+    engine: Engine
+    metrics: ModuleMetrics
+    files: dict[str, str] = field(default_factory=dict)
+    auth: bool = True
+    limits: ClientLimits = field(default_factory=ClientLimits)

@@ -1,0 +1,86 @@
+"""From a configuration to a running server: builds the engines, puts the application together, and runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Mapping
+
+from ..auth import Authenticator
+from ..config import Config
+from ..engine.build import BuiltModule, build_engines
+from ..metrics import Metrics
+from .factory import create_app, hooks_for, limits_of
+from .module import ServedModule
+from .routes import ServerState
+from .worker import Worker, listen
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: Config, *, host: str, port: int, cpu: bool, env: Mapping[str, str] = os.environ) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit status.
+
+    Args:
+        config: as `load_config` gives it.
+        host: address or name to listen on.
+        port: 0 for any free one.
+        cpu: use no GPU.
+        env: where ``MOSHI_API_KEY`` and ``BETTER_AUTH_SECRET`` are read.
+
+    Raises:
+        MoshiServerError: what kept it from starting.
+    """
+    listener = listen(host, port)
+    try:
+        metrics = Metrics()
+        built = build_engines(
+            config, device="cpu" if cpu else None, hooks_for=lambda _, kind: hooks_for(metrics.module(kind))
+        )
+        if not config.warmup.enabled:
+            for _ in built:
+                metrics.warmup_skipped.inc()
+        state = ServerState(
+            modules=[served(module, metrics) for module in built],
+            auth=authenticator(config, env),
+            metrics=metrics,
+            instance=config.instance_name,
+        )
+        for note in state.auth.notes():
+            logger.info(note)
+        app = create_app(state, static_dir=config.static_dir)
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(Worker(app, state, listener, grace_seconds=config.shutdown_grace_seconds).run())
+        return 0
+    finally:
+        listener.close()
+
+
+def authenticator(config: Config, env: Mapping[str, str]) -> Authenticator:
+    """Keys of the configuration and of ``MOSHI_API_KEY`` (comma-separated), and Better Auth's secret."""
+    keys = [*config.authorized_ids, *env.get("MOSHI_API_KEY", "").split(",")]
+    return Authenticator(keys, env.get("BETTER_AUTH_SECRET"))
+
+
+def served(built: BuiltModule, metrics: Metrics) -> ServedModule:
+    """A built module as the application serves it."""
+    names = {"lm_model_file": "lm", "audio_tokenizer_file": "audio_tokenizer", "script": "script"}
+    return ServedModule(
+        name=built.name,
+        kind=built.config.type,
+        path=built.config.routes()[0],
+        engine=built.engine,
+        metrics=metrics.module(built.config.type),
+        files={names[key]: value for key, value in built.config.files() if key in names},
+        auth=built.config.auth,
+        limits=limits_of(built.config),
+    )
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # not on Windows
+        return None
+    return uvloop.new_event_loop

@@ -1,0 +1,159 @@
+"""The one pump that joins a WebSocket to an engine's session, whatever the protocol; it knows no model.
+
+The socket is read only as fast as the session takes what is read, so that a client which sends too fast is slowed by
+TCP. Every way to end (the client's close, a bad message, silence, a client that does not read, the engine's failure,
+shutdown) leaves through `Pump.run`, which frees the slot before anything else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from typing import Any, Final
+
+from starlette.websockets import WebSocket, WebSocketDisconnect
+from structlog.contextvars import bind_contextvars
+
+from ..audio import FRAME_SIZE
+from ..auth import Caller
+from ..engine.session import Session
+from ..errors import ClientTimeoutError, InvalidMessageError, MoshiServerError, SessionError
+from ..metrics import Metrics
+from .closing import BrokenFramesError, CloseCode, closing_for
+from .connection import MESSAGE_TOO_BIG, connection_of
+from .module import ServedModule
+from .wire import Wire
+
+logger = logging.getLogger(__name__)
+
+PING_SECONDS: Final = 10.0
+"""How often the client is pinged."""
+
+
+class Pump:
+    """One client of one module, from the accepted upgrade to the close."""
+
+    def __init__(self, websocket: WebSocket, module: ServedModule, wire: Wire, metrics: Metrics) -> None:
+        self._websocket = websocket
+        self._connection = connection_of(websocket)
+        self._module = module
+        self._wire = wire
+        self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
+        self._last_message = self._loop.time()
+        self._handing_over = False
+
+    async def run(self, caller: Caller) -> None:
+        """Accept, take a slot, carry messages both ways, and close with the reason."""
+        await self._websocket.accept()
+        bind_contextvars(module=self._module.name)
+        self._module.metrics.connected()
+        start = time.monotonic()
+        steps = 0
+        code, reason = int(CloseCode.NORMAL), ""
+        try:
+            session = await self._module.engine.open()
+            bind_contextvars(session=session.id)
+            logger.info("stream opened", extra={"fields": {"caller": caller.name, "by": caller.method}})
+            try:
+                await first_of(self._read(session), self._write(session), self._watch(session))
+            finally:
+                session.close()
+                steps = session.steps
+        except WebSocketDisconnect as gone:
+            code, reason = gone.code, gone.reason or "the client has gone"
+            self._metrics.closed(gone.code)
+        except MoshiServerError as error:
+            code, reason = self._end(error), error.message
+        except Exception as error:
+            logger.exception("a stream failed; this is a bug of ours")
+            code, reason = self._end(error), "internal error"
+        fields = {"code": code, "reason": reason, "seconds": time.monotonic() - start, "steps": steps}
+        logger.info("stream ended", extra={"fields": fields})
+
+    def _end(self, error: Exception) -> int:
+        """Say why, as an `Error` message for clients that know only upstream and as a close code."""
+        closing = closing_for(error)
+        message = error.message if isinstance(error, MoshiServerError) else "internal error"
+        self._connection.hang_up(closing.code, message, self._wire.farewell(message))
+        self._metrics.closed(closing.code)
+        if closing.error_type:
+            self._metrics.connection_errors.inc(closing.error_type, self._module.name)
+        return closing.code
+
+    async def _read(self, session: Session) -> None:
+        while True:
+            message = await self._websocket.receive()
+            if message["type"] == "websocket.disconnect":
+                raise self._gone(message)
+            data: bytes | None = message.get("bytes")
+            if data is None:  # a text frame; upstream ignores them
+                continue
+            if len(data) > self._module.limits.max_message_bytes:
+                raise self._too_big()
+            self._handing_over = True
+            for event in self._wire.decode(data):
+                try:
+                    await session.send(event)
+                except SessionError:
+                    # The session has ended. `_write` raises the reason once everything before it is sent.
+                    await self._loop.create_future()
+            self._handing_over = False
+            self._last_message = self._loop.time()
+
+    async def _write(self, session: Session) -> None:
+        limit = self._module.limits.send_seconds
+        while events := await session.receive():
+            for event in events:
+                data = self._wire.encode(event)
+                if data is None:
+                    continue
+                try:
+                    async with asyncio.timeout(limit):
+                        await self._websocket.send({"type": "websocket.send", "bytes": data})
+                except TimeoutError:
+                    raise ClientTimeoutError(f"the client read nothing for {limit:g} s") from None
+
+    async def _watch(self, session: Session) -> None:
+        """Raise once the client has been silent for too long. Audio that waits for the model is no silence."""
+        limits = self._module.limits
+        while True:
+            if self._handing_over or session.buffered_samples >= FRAME_SIZE:
+                self._last_message = self._loop.time()
+            frame_left = limits.idle_seconds - self._connection.silence()
+            message_left = limits.message_seconds - (self._loop.time() - self._last_message)
+            if frame_left <= 0:
+                raise ClientTimeoutError(f"nothing was heard from the client for {limits.idle_seconds:g} s")
+            if message_left <= 0:
+                raise ClientTimeoutError(f"the client sent no message for {limits.message_seconds:g} s")
+            await asyncio.sleep(min(frame_left, message_left) + 0.005)
+
+    def _gone(self, message: Any) -> Exception:
+        code, reason = message.get("code", CloseCode.LOST), message.get("reason") or ""
+        if not self._connection.cut_short:
+            return WebSocketDisconnect(code, reason)
+        if code == MESSAGE_TOO_BIG:
+            return self._too_big()
+        return BrokenFramesError(f"the client broke the WebSocket protocol: {reason or code}")
+
+    def _too_big(self) -> InvalidMessageError:
+        megabytes = self._module.limits.max_message_bytes / 2**20
+        return InvalidMessageError(
+            f"a message is larger than {megabytes:g} MiB", hint="send audio in chunks of a second or less"
+        )
+
+
+async def first_of(*coroutines: Coroutine[Any, Any, None]) -> None:
+    """Run these together until one ends, cancel the others, and raise what it raised."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in tasks:
+        if task in done:
+            task.result()

@@ -1,0 +1,174 @@
+"""The worker's life: a port, engines that warm up, a web server, and an orderly end; it knows no configuration."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import signal
+import socket
+from collections.abc import Generator
+from dataclasses import dataclass, field
+
+import uvicorn
+from fastapi import FastAPI
+
+from ..errors import ConfigError
+from .connection import Connection
+from .routes import ServerState
+from .websocket import PING_SECONDS
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 1024
+"""Connections that may wait to be accepted."""
+EXIT_SECONDS = 5.0
+"""How long, after the last stream has ended, its socket may take to close."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket, taken before anything is loaded, so that a taken port costs no minutes.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}: {error.strerror}", hint="check --addr") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(f"port {port} is already in use", hint="end the other program or give --port") from error
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror}", hint="check --addr and --port"
+        ) from error
+    return listener
+
+
+@dataclass(slots=True)
+class Worker:
+    """Engines and web server together.
+
+    Args:
+        app: what answers.
+        state: its modules, and the flag that says it is ending.
+        listener: a listening socket.
+        grace_seconds: how long running streams may go on once asked to end.
+        ping_seconds: how often clients are pinged.
+    """
+
+    app: FastAPI
+    state: ServerState
+    listener: socket.socket
+    grace_seconds: float = 30.0
+    ping_seconds: float = PING_SECONDS
+    _asked_to_end: asyncio.Event = field(default_factory=asyncio.Event)
+    _server: uvicorn.Server | None = None
+
+    @property
+    def open_connections(self) -> int:
+        """How many sockets are open, HTTP and WebSocket, those included that only wait for a goodbye to be read."""
+        return len(self._server.server_state.connections) if self._server else 0
+
+    def end(self) -> None:
+        """Ask to end, as the first SIGTERM does. Belongs to the event loop."""
+        self._asked_to_end.set()
+
+    async def run(self) -> None:
+        """Serve until a signal comes.
+
+        Raises:
+            EngineFailedError: a module failed before it was ever ready.
+        """
+        loop = asyncio.get_running_loop()
+        server = self._server = _Server(self._uvicorn_config())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number, server)
+        for module in self.state.modules:
+            module.engine.start()
+        serving = asyncio.create_task(server.serve(sockets=[self.listener]))
+        warming = asyncio.create_task(self._wait_ready())
+        ending = asyncio.create_task(self._asked_to_end.wait())
+        try:
+            await asyncio.wait({ending, warming}, return_when=asyncio.FIRST_COMPLETED)
+            if warming.done():
+                warming.result()
+                await asyncio.wait({ending, serving}, return_when=asyncio.FIRST_COMPLETED)
+            await self._drain(server)
+        finally:
+            warming.cancel()
+            ending.cancel()
+            server.should_exit = True
+            await asyncio.gather(warming, ending, serving, return_exceptions=True)
+            for module in self.state.modules:
+                await asyncio.to_thread(module.engine.stop)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+        if serving.done() and not serving.cancelled():
+            serving.result()  # a failure of the web server itself
+        logger.info("ended")
+
+    async def _wait_ready(self) -> None:
+        port = self.listener.getsockname()[1]
+        for module in self.state.modules:
+            await module.engine.wait_ready()
+            fields = {"path": module.path, "slots": module.engine.slots_total}
+            logger.info("module %s is ready", module.name, extra={"fields": fields})
+        logger.info("listening on http://%s:%d", self.listener.getsockname()[0], port)
+
+    async def _drain(self, server: uvicorn.Server) -> None:
+        """Health says 503 and no stream begins; running ones may finish, then are closed with 1001."""
+        self.state.draining = True
+        drains = [module.engine.drain(self.grace_seconds) for module in self.state.modules]
+        drained = asyncio.gather(*drains)
+        while not drained.done() and not server.force_exit:
+            await asyncio.wait({drained}, timeout=0.1)
+        if not drained.done():
+            drained.cancel()
+            await asyncio.gather(drained, return_exceptions=True)
+            await asyncio.gather(*(module.engine.drain(0) for module in self.state.modules))
+        await asyncio.sleep(0.05)  # the pumps say goodbye before the server closes what is left
+
+    def _on_signal(self, number: int, server: uvicorn.Server) -> None:
+        name = signal.Signals(number).name
+        if self._asked_to_end.is_set():
+            logger.warning("%s again: ending running streams now", name)
+            server.force_exit = True
+        else:
+            logger.info("%s: no new streams; running ones have %g s to end", name, self.grace_seconds)
+            self.end()
+
+    def _uvicorn_config(self) -> uvicorn.Config:
+        limits = [module.limits for module in self.state.modules]
+        return uvicorn.Config(
+            self.app,
+            ws=Connection,
+            ws_max_size=max((limit.max_message_bytes for limit in limits), default=2**20),
+            ws_ping_interval=min([self.ping_seconds, *(limit.idle_seconds / 2 for limit in limits)]),
+            ws_ping_timeout=None,
+            ws_per_message_deflate=False,
+            lifespan="off",
+            # Its lines at "info" hold the whole URL, and with it a key in `auth_id`.
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=round(EXIT_SECONDS),
+            server_header=False,
+            backlog=BACKLOG,
+        )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handling: on SIGTERM it would close every socket at once."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
