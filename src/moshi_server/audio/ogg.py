@@ -18,6 +18,9 @@ END: Final = 4
 CONTINUED: Final = 1
 """Flag of a page that begins in the middle of a packet."""
 
+MAX_PACKET: Final = 4_000_000
+"""No sound packet is that large; tags with a cover picture may come near."""
+
 _REVERSED: Final = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
@@ -104,6 +107,38 @@ class PageReader:
                 raise AudioError("an Ogg page is damaged: its checksum does not fit")
             del buffer[:end]
             yield page
+
+
+class PacketReader:
+    """The packets of one logical stream, put together where they span pages."""
+
+    def __init__(self) -> None:
+        self._partial = b""
+
+    def take(self, page: Page) -> Iterator[bytes]:
+        """The packets that end in this page.
+
+        Raises:
+            AudioError: for a packet of more than `MAX_PACKET` bytes.
+        """
+        size, at = 0, 0
+        partial = self._partial if page.flags & CONTINUED else b""
+        self._partial = b""
+        for length in page.lacing:
+            size += length
+            if length < 255:
+                yield partial + page.body[at : at + size]
+                at, size, partial = at + size, 0, b""
+        self._partial = partial + page.body[at:]
+        if len(self._partial) > MAX_PACKET:
+            raise AudioError(f"a packet of the Ogg stream is larger than {MAX_PACKET} bytes")
+
+
+def lacing(packet: bytes) -> bytes:
+    """The segment lengths of a page that holds just this packet."""
+    assert len(packet) < 255 * 255, "a page holds 255 segments"
+    whole, rest = divmod(len(packet), 255)
+    return b"\xff" * whole + bytes((rest,))
 
 
 def checksum(page: bytes) -> int:

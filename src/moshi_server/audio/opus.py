@@ -22,6 +22,8 @@ _LOOKAHEAD: Final = 312
 """What libopus's encoder delays the signal by, in 48 kHz samples."""
 _SLICE: Final = 4096
 """The decoder beneath may refuse more bytes than this at once."""
+_MAX_PACKET: Final = 61_440
+"""Bytes of the largest Opus packet."""
 _NO_PREROLL: Final = (b"KyutaiMoshi", b"sphn-pyo3", b"RecorderJS")
 """Live encoders (sphn, opus-recorder) that declare 80 ms to be skipped, but put real sound there: it would cut off the
 beginning of the first word, and move every time by 73 ms."""
@@ -94,7 +96,7 @@ class OpusDecoder:
 
 
 class _Stream:
-    """One logical Opus stream: samples to skip, gain, positions."""
+    """One logical Opus stream: packets, samples to skip, gain, positions."""
 
     def __init__(self, head: ogg.Page) -> None:
         body = head.body
@@ -110,16 +112,21 @@ class _Stream:
         gain = int.from_bytes(body[16:18], "little", signed=True)
         self._gain = np.float32(10 ** (gain / (20 * 256)))
         self._granule = 0
+        self._packets = ogg.PacketReader()
+        self._tags_seen = False
         self._reader = sphn.OpusStreamReader(SAMPLE_RATE)
-        self._decode(head)
+        self._fed = 0
+        self._decode(body)
 
     def page(self, page: ogg.Page) -> NDArray[np.float32]:
         """The page's samples, cut where the stream says that it ends."""
-        if page.body.startswith(b"OpusTags"):
-            length = int.from_bytes(page.body[8:12], "little")
-            if page.body[12 : 12 + length] in _NO_PREROLL:
-                self._skip = min(self._skip, _LOOKAHEAD // _UNITS)
-        pcm = self._decode(page)
+        parts = [_EMPTY]
+        for packet in self._packets.take(page):
+            if self._tags_seen:
+                parts.append(self._decode(packet))
+            else:
+                self._tags(packet)
+        pcm = np.concatenate(parts)
         if page.flags & ogg.END:
             # Only within its own page may the end be moved; any other position is a wrong one, and the sound is kept.
             length = (page.granule - self._granule) // _UNITS
@@ -132,9 +139,25 @@ class _Stream:
         pcm = pcm[skipped:]
         return pcm if self._gain == 1 else pcm * self._gain
 
-    def _decode(self, page: ogg.Page) -> NDArray[np.float32]:
-        data = page.to_bytes()
-        slices = [data[at : at + _SLICE] for at in range(0, len(data), _SLICE)]
+    def _tags(self, packet: bytes) -> None:
+        if not packet.startswith(b"OpusTags"):
+            raise AudioError("the second packet of the Opus stream must be its tags")
+        self._tags_seen = True
+        length = int.from_bytes(packet[8:12], "little")
+        if packet[12 : 12 + length] in _NO_PREROLL:
+            self._skip = min(self._skip, _LOOKAHEAD // _UNITS)
+
+    def _decode(self, packet: bytes) -> NDArray[np.float32]:
+        # A page for each packet: sphn decodes a page at once, into a buffer of five seconds. A packet is 120 ms at
+        # most, except an empty one, which libopus would take for five seconds of loss.
+        if not packet:
+            return _EMPTY
+        if len(packet) > _MAX_PACKET:
+            raise AudioError("the Opus stream is damaged: no packet of sound is this large")
+        flags = 0 if self._fed else ogg.BEGIN
+        page = ogg.Page(flags, 0, self.serial, self._fed, ogg.lacing(packet), packet).to_bytes()
+        self._fed += 1
+        slices = [page[at : at + _SLICE] for at in range(0, len(page), _SLICE)]
         parts = codec_call(lambda: [self._reader.append_bytes(part) for part in slices], "the Opus stream is damaged")
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -168,7 +191,7 @@ class OpusEncoder:
         )
         vendor = b"moshi-server"
         tags = b"OpusTags" + len(vendor).to_bytes(4, "little") + vendor + bytes(4)
-        return self._write(head, bytes((len(head),)), 0, ogg.BEGIN) + self._write(tags, bytes((len(tags),)), 0)
+        return self._write(head, ogg.lacing(head), 0, ogg.BEGIN) + self._write(tags, ogg.lacing(tags), 0)
 
     def encode(self, pcm: NDArray[np.float32]) -> bytes:
         """Take any number of samples, float32 of shape (samples,); returns the pages they complete."""
@@ -195,10 +218,11 @@ class OpusEncoder:
         frame, self._waiting = self._waiting[:FRAME_SIZE], self._waiting[FRAME_SIZE:]
         reader = ogg.PageReader()
         reader.push(self._writer.append_pcm(np.ascontiguousarray(frame)))
-        *_, page = reader.pages()  # the first comes with sphn's own header pages
+        made = [page for page in reader.pages() if not page.body.startswith((b"OpusHead", b"OpusTags"))]
+        body, lacing = b"".join(page.body for page in made), b"".join(page.lacing for page in made)
         self._frames += 1
         granule = self._samples * _UNITS + _LOOKAHEAD if last else self._frames * FRAME_SIZE * _UNITS
-        return self._write(page.body, page.lacing, granule, ogg.END if last else 0)
+        return self._write(body, lacing, granule, ogg.END if last else 0)
 
     def _write(self, body: bytes, lacing: bytes, granule: int, flags: int = 0) -> bytes:
         page = ogg.Page(flags, granule, self._serial, self._sequence, lacing, body)

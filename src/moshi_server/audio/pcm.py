@@ -33,11 +33,12 @@ def mono(pcm: NDArray[np.float32]) -> NDArray[np.float32]:
     if len(pcm) == 1:
         first: NDArray[np.float32] = pcm[0]
         return first
-    return pcm.mean(axis=0, dtype=np.float32)
+    mean: NDArray[np.float32] = pcm.mean(axis=0, dtype=np.float32)
+    return mean
 
 
 def resample(pcm: NDArray[np.float32], rate: int, to: int = SAMPLE_RATE) -> NDArray[np.float32]:
-    """Change the sample rate of (samples,): ``round(samples * to / rate)`` come out, aligned in time."""
+    """Change the sample rate of (samples,): ``samples * to / rate`` come out, rounded, aligned in time."""
     if rate == to:
         return pcm
     import soxr
