@@ -85,13 +85,15 @@ class CausalConvTranspose1d(StreamingModule):
     ) -> None:
         super().__init__()
         groups = in_channels if depthwise else 1
-        self.conv = nn.ConvTranspose1d(in_channels, out_channels, kernel_size, stride=stride, bias=bias, groups=groups)
+        self.convtr = nn.ConvTranspose1d(
+            in_channels, out_channels, kernel_size, stride=stride, bias=bias, groups=groups
+        )
         self.overlap = kernel_size - stride
         assert self.overlap >= 0, "a stride longer than the kernel would leave gaps"
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, T) -> (B, out, T * stride), from the beginning of a stream."""
-        y: Tensor = self.conv(x)
+        y: Tensor = self.convtr(x)
         return y[..., : y.shape[-1] - self.overlap]
 
     def init_state(
@@ -101,18 +103,18 @@ class CausalConvTranspose1d(StreamingModule):
         if not self.overlap:
             return {}
         device, dtype = self.placement(device, dtype)
-        return {"partial": torch.zeros(slots, self.conv.out_channels, self.overlap, device=device, dtype=dtype)}
+        return {"partial": torch.zeros(slots, self.convtr.out_channels, self.overlap, device=device, dtype=dtype)}
 
     def step(self, x: Tensor, state: State, slots: Tensor) -> Tensor:
         """(B, in, T) -> (B, out, T * stride), going on from where each slot was."""
-        y: Tensor = self.conv(x)
+        y: Tensor = self.convtr(x)
         if not self.overlap:
             return y
         partial = leaf(state, "partial")
         y[..., : self.overlap] += partial.index_select(0, slots)
         tail = y[..., -self.overlap :]
-        if self.conv.bias is not None:
+        if self.convtr.bias is not None:
             # The next step's convolution adds the bias to these samples again.
-            tail = tail - self.conv.bias[:, None]
+            tail = tail - self.convtr.bias[:, None]
         partial.index_copy_(0, slots, tail)
         return y[..., : -self.overlap]
