@@ -39,14 +39,16 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "error: Python 3.11 or newer is needed, and '$(PYTHON)' is $$($(PYTHON) -V 2>&1 || echo missing):" \
 	       "install one, or name it: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
-	$(PIP) install --quiet --upgrade 'pip>=25.1'
-	$(PIP) install --quiet $(TORCH)
-	$(PIP) install --quiet --editable .
+	@echo "Installing into $(VENV): this takes a minute or two"
+	@$(PIP) install --quiet --upgrade 'pip>=25.1'
+	@$(PIP) install --quiet $(TORCH)
+	@$(PIP) install --quiet --editable .
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml $(VENV)/installed
-	$(PIP) install --quiet --group dev
+	@echo "Installing the tools of development into $(VENV)"
+	@$(PIP) install --quiet --group dev
 	@touch $@

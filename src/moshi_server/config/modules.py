@@ -14,6 +14,7 @@ from .model import DialogueGenerationConfig, LmModelConfig, Table, TtsGeneration
 class Module(Table):
     """What every module may say; all of it is ours but ``backend``, which older files carry and nobody reads."""
 
+    type: str
     auth: bool = True
     """Whether a client must show a key or token."""
     device: Device | None = None

@@ -1,0 +1,33 @@
+"""``moshi-server`` with a runner that has no model: everything else, from the command line to the socket, is real."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from moshi_server.app import serve
+from moshi_server.cli import main
+from moshi_server.config import BatchedAsrConfig, Config
+from moshi_server.engine.asr import AsrStream
+from moshi_server.engine.build import BuiltModule
+from moshi_server.engine.hooks import EngineHooks
+from moshi_server.engine.worker import Engine
+from tests.fakes import FakeRunner, spell
+
+
+def build_engines(
+    config: Config, *, device: str | None, hooks_for: Callable[[str, str], EngineHooks]
+) -> list[BuiltModule]:
+    assert device == "cpu"
+    built = []
+    for name, module in config.modules.items():
+        assert isinstance(module, BatchedAsrConfig)
+        assert isinstance(module.batch_size, int)
+        runner = FakeRunner(module.batch_size)
+        engine = Engine(name, module.type, runner, lambda: AsrStream(3, spell), hooks=hooks_for(name, module.type))
+        built.append(BuiltModule(name, module, engine))
+    return built
+
+
+if __name__ == "__main__":
+    serve.build_engines = build_engines
+    main()
