@@ -1,0 +1,34 @@
+"""Tokens from logits: greedy, or at a temperature with noise that belongs to the stream and not to the batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Scatter the bits of 32-bit numbers held in int64; multipliers under 2**31, so that no product overflows."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x31848BAB), (14, 0x2C1B3C6D)):
+        x = ((x ^ (x >> shift)) * factor) & _MASK
+    return x ^ (x >> 16)
+
+
+def uniform(seeds: Tensor, counters: Tensor) -> Tensor:
+    """Numbers in (0, 1), f64, (B,): each a fixed function of its seed and counter (both (B,), int64) on any device."""
+    bits = _mix(_mix(seeds & _MASK) ^ _mix((counters + 0x9E3779B9) & _MASK))
+    return (bits.double() + 0.5) / (_MASK + 1)
+
+
+def sample(logits: Tensor, temperature: float, seeds: Tensor, counters: Tensor) -> Tensor:
+    """One token for each row of ``logits`` (B, V) f32: (B,) int64.
+
+    Temperature 0 or less takes the largest. Above it, the row's draw depends on its logits, seed and counter alone, so
+    that a stream's tokens are the same alone and among others.
+    """
+    if temperature <= 0:
+        return logits.argmax(-1)
+    cumulative = (logits / temperature).softmax(-1).double().cumsum(-1)
+    target = uniform(seeds, counters)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
