@@ -1,0 +1,234 @@
+"""From a configuration to engines that are sized and loaded; with the application, the only place that sees `Config`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..config import (
+    AsrConfig,
+    BatchedAsrConfig,
+    Config,
+    ContinuousConditionerConfig,
+    LmModelConfig,
+    LutConditionerConfig,
+    Module,
+    TransformerConfig,
+)
+from ..errors import ConfigError, MoshiServerError, NotServedError
+from ..hub import resolve
+from ..speech.tokenizer import TextTokenizer
+from .asr import AsrStream, SttRunner
+from .hooks import EngineHooks
+from .worker import Engine, EngineLimits
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from ..model.conditioning import ConditionerSpec
+    from ..model.lm import LmModel, LmSpec
+    from ..model.mimi import Mimi
+    from ..model.transformer import TransformerSpec
+
+logger = logging.getLogger(__name__)
+
+SERVED = ("Asr", "BatchedAsr")
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltModule:
+    """A module ready to start."""
+
+    name: str
+    config: Module
+    engine: Engine
+
+
+def build_engines(
+    config: Config, *, device: str | None, hooks_for: Callable[[str, str], EngineHooks]
+) -> list[BuiltModule]:
+    """Load every module of a configuration.
+
+    Args:
+        device: where all modules run, whatever they say themselves; None leaves the choice to each.
+        hooks_for: what listens to a module, by its name and type.
+
+    Raises:
+        NotServedError: a module's type has no engine in this version.
+        ConfigError, DownloadError, CheckpointError, MemoryPlanError: what kept a module from loading.
+    """
+    if not config.modules:
+        raise ConfigError("there is no module to serve", key="modules", hint="add a [modules.NAME] table")
+    for name, module in config.modules.items():
+        if module.type not in SERVED:
+            raise NotServedError(
+                f"modules.{name}: type {module.type} is not served by this version",
+                hint=f"remove the module, or set its type to one of {', '.join(SERVED)}",
+            )
+    loader = _Loader(config.warmup.enabled, device)
+    built: list[BuiltModule] = []
+    for name, module in config.modules.items():
+        assert isinstance(module, AsrConfig | BatchedAsrConfig)
+        try:
+            engine = loader.speech_to_text(name, module, hooks_for(name, module.type))
+        except MoshiServerError as error:
+            error.args = (f"modules.{name}: {error.message}",)
+            raise
+        built.append(BuiltModule(name, module, engine))
+    return built
+
+
+class _Loader:
+    """Loads modules; weights that come from the same file are loaded once."""
+
+    def __init__(self, warmup: bool, device: str | None) -> None:
+        self._warmup = warmup
+        self._device = device
+        self._lms: dict[tuple[Path, str, torch.dtype, torch.device], LmModel] = {}
+        self._codecs: dict[tuple[Path, int, torch.device], Mimi] = {}
+
+    def speech_to_text(self, name: str, module: AsrConfig | BatchedAsrConfig, hooks: EngineHooks) -> Engine:
+        """One module of type `Asr` or `BatchedAsr`."""
+        from ..model.conditioning import delay_condition
+        from ..model.stt import SttModel
+
+        device = choose_device(self._device or module.device)
+        dtype = choose_dtype(module.dtype_override, device)
+        tokenizer = TextTokenizer(resolve(module.text_tokenizer_file))
+        lm = self._lm(resolve(module.lm_model_file), lm_spec(module.model), dtype, device)
+        mimi = self._mimi(resolve(module.audio_tokenizer_file), module.model.audio_codebooks, device)
+        condition = delay_condition(
+            lm.condition_provider, module.conditioning_delay, module.conditioning_learnt_padding
+        )
+        model = SttModel(mimi, lm, condition=condition, temperature=module.temperature or 0.0)
+        slots = 1 if module.batch_size == "auto" else module.batch_size
+        logger.info("module %s: %d slots on %s, weights in %s", name, slots, device, str(dtype).removeprefix("torch."))
+        delay = text_delay(module)
+        return Engine(
+            name,
+            module.type,
+            SttRunner(model, slots, device),
+            lambda: AsrStream(delay, tokenizer.decode, watchdog_seconds=module.watchdog_seconds),
+            limits=EngineLimits(module.max_queue_seconds, module.max_session_seconds),
+            hooks=hooks,
+            warmup=self._warmup,
+        )
+
+    def _lm(self, path: Path, spec: LmSpec, dtype: torch.dtype, device: torch.device) -> LmModel:
+        from ..model.weights import load_lm
+
+        key = (path, repr(spec), dtype, device)
+        if key not in self._lms:
+            logger.info("loading %s", path)
+            self._lms[key] = load_lm(path, spec, dtype=dtype, device=device)
+        return self._lms[key]
+
+    def _mimi(self, path: Path, codebooks: int, device: torch.device) -> Mimi:
+        from ..model.weights import load_mimi
+
+        key = (path, codebooks, device)
+        if key not in self._codecs:
+            logger.info("loading %s", path)
+            self._codecs[key] = load_mimi(path, num_codebooks=codebooks, device=device)
+        return self._codecs[key]
+
+
+def text_delay(module: AsrConfig | BatchedAsrConfig) -> int:
+    """How many frames the text runs behind: from ``conditioning_delay`` (s) if the model is told it, as upstream."""
+    if module.conditioning_delay is not None:
+        return int(module.conditioning_delay * 12.5) + 1
+    return module.asr_delay_in_tokens
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The named device, else the first GPU, else the CPU.
+
+    Raises:
+        ConfigError: a GPU is named that is not here.
+    """
+    import torch
+
+    if name is None:
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise ConfigError(
+                f"{name} is not here: {count} GPUs are visible", key="device", hint="use --cpu, or check nvidia-smi"
+            )
+        return torch.device("cuda", device.index or 0)
+    return device
+
+
+def choose_dtype(override: str | None, device: torch.device) -> torch.dtype:
+    """The number type of the language model's weights: as configured, else what suits the device."""
+    import torch
+
+    if override is not None:
+        return {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[override]
+    if device.type != "cuda":
+        return torch.float32
+    major, _ = torch.cuda.get_device_capability(device)
+    return torch.bfloat16 if major >= 8 else torch.float16 if major == 7 else torch.float32
+
+
+def lm_spec(config: LmModelConfig) -> LmSpec:
+    """The model's sizes, from the configuration's words for them."""
+    from ..model.lm import LmSpec
+
+    heads = config.extra_heads
+    return LmSpec(
+        text_in_vocab_size=config.text_in_vocab_size,
+        text_out_vocab_size=config.text_out_vocab_size,
+        audio_vocab_size=config.audio_vocab_size,
+        audio_codebooks=config.audio_codebooks,
+        transformer=transformer_spec(config.transformer),
+        extra_heads_num=heads.num_heads if heads else 0,
+        extra_heads_dim=heads.dim if heads else 0,
+        conditioners={name: conditioner_spec(entry) for name, entry in (config.conditioners or {}).items()},
+    )
+
+
+def conditioner_spec(config: LutConditionerConfig | ContinuousConditionerConfig) -> ConditionerSpec:
+    """One conditioner's sizes."""
+    from ..model.conditioning import ContinuousSpec, LutSpec
+
+    if isinstance(config, LutConditionerConfig):
+        return LutSpec(config.n_bins, config.dim, tuple(config.possible_values))
+    return ContinuousSpec(config.dim, config.scale_factor, config.max_period)
+
+
+def transformer_spec(config: TransformerConfig) -> TransformerSpec:
+    """The transformer's sizes.
+
+    Raises:
+        ConfigError: a variant that no published model uses and this engine does not have.
+    """
+    from ..model.transformer import TransformerSpec
+
+    if config.positional_embedding == "Sin":
+        raise ConfigError('"Sin" is not supported; published models use "Rope"', key="positional_embedding")
+    if config.gating not in (None, "silu"):
+        raise ConfigError(f'"{config.gating}" is not supported; published models use "silu"', key="gating")
+    if not (config.causal and config.norm_first):
+        raise ConfigError("only causal = true and norm_first = true are supported", key="causal")
+    return TransformerSpec(
+        d_model=config.d_model,
+        num_heads=config.num_heads,
+        num_layers=config.num_layers,
+        dim_feedforward=config.dim_feedforward,
+        context=config.context,
+        gating="silu" if config.gating == "silu" else "none",
+        norm="rms_norm" if config.norm == "RmsNorm" else "layer_norm",
+        positional_embedding="rope" if config.positional_embedding == "Rope" else "none",
+        max_period=float(config.max_period),
+        layer_scale=config.layer_scale,
+        kv_repeat=config.kv_repeat,
+        bias_ff=config.bias_ff,
+        bias_attn=config.bias_attn,
+    )
