@@ -1,4 +1,4 @@
-"""From a configuration to engines that are sized and loaded; with the application, the only place that sees `Config`."""
+"""From a configuration to engines, sized and loaded; beside the application, the only place that sees `Config`."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class _Loader:
         return self._lms[key]
 
     def _mimi(self, path: Path, codebooks: int, device: torch.device) -> Mimi:
-        from ..model.weights import load_mimi
+        from ..model.weights_mimi import load_mimi
 
         key = (path, codebooks, device)
         if key not in self._codecs:
