@@ -263,24 +263,24 @@ async def test_a_client_that_never_reads_is_closed() -> None:
 
 
 async def test_audio_sent_faster_than_it_is_heard_is_all_heard() -> None:
-    """Ten minutes at once: the socket is not read while the queue is full, and nothing is lost or held against it."""
+    """Minutes at once: the socket is not read while the queue is full, and nothing is lost or held against it."""
     runner = FakeRunner(1)
-    runner.before_step = lambda: time.sleep(0.0002)
+    runner.before_step = lambda: time.sleep(0.005) if len(runner.batches) % 20 == 0 else None
     limits = ClientLimits(idle_seconds=0.5, message_seconds=0.5)
     async with serve(runner, limits=limits, engine_limits=EngineLimits(queue_seconds=5)) as server:
         async with server.connect() as client:
             minute = audio(np.concatenate([say(71), say(*[3] * 749)]))
 
             async def send() -> None:
-                for _ in range(10):
+                for _ in range(5):
                     await client.send(minute)
                 await client.send(message("Flush"))
 
             sending = asyncio.create_task(send())
             got = await events(client, "Flush", 60)
             await sending
-        assert [event["text"] for event in got if event["type"] == "Word"] == ["<71>"] * 10
-        assert len([event for event in got if event["type"] == "Step"]) == 7500
+        assert [event["text"] for event in got if event["type"] == "Word"] == ["<71>"] * 5
+        assert len([event for event in got if event["type"] == "Step"]) == 3750
         session_samples = max(event["buffered_pcm"] for event in got if event["type"] == "Step")
         assert session_samples <= 5 * 24000 + 60 * 24000
 

@@ -71,22 +71,23 @@ class Uploads:
             return _refusal(400, "the request has no body: send an audio file")
         words: list[dict[str, Any]] = []
         try:
-            pcm = await asyncio.to_thread(read_audio, body)
-            del body
-            session = await self._module.engine.open(wait_seconds=self._module.limits.post_wait_seconds)
-            bind_contextvars(session=session.id)
-            try:
-                await first_of(_send(session, pcm), _collect(session, words), _disconnected(request))
-            finally:
-                session.close()
+            await first_of(self._transcribe(body, words), _disconnected(request))
         except MoshiServerError as error:
             status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
             logger.info("file refused", extra={"fields": {"status": status, "reason": error.message}})
             return _refusal(status, error.message, error.hint)
-        logger.info(
-            "file transcribed", extra={"fields": {"seconds": round(len(pcm) / SAMPLE_RATE, 2), "events": len(words)}}
-        )
         return JSONResponse(words)
+
+    async def _transcribe(self, body: bytes, words: list[dict[str, Any]]) -> None:
+        pcm = await asyncio.to_thread(read_audio, body)
+        session = await self._module.engine.open(wait_seconds=self._module.limits.post_wait_seconds)
+        bind_contextvars(session=session.id)
+        try:
+            await first_of(_send(session, pcm), _collect(session, words))
+        finally:
+            session.close()
+        fields = {"seconds": len(pcm) / SAMPLE_RATE, "events": len(words)}
+        logger.info("file transcribed", extra={"fields": fields})
 
 
 async def _body(request: Request, limit: int) -> bytes | None:
@@ -134,5 +135,7 @@ def _number(seconds: float) -> float:
 
 
 def _refusal(status: int, message: str, hint: str = "") -> JSONResponse:
-    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else None
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else {}
+    if status == 413:
+        headers["Connection"] = "close"  # the rest of the body is not read
     return JSONResponse({"error": message, "hint": hint}, status, headers)
