@@ -47,7 +47,8 @@ def check_config(
     try:
         raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        return None, [ConfigError(_unreadable(error), file=file, hint="`moshi-server configs` lists those that are shipped")]
+        hint = "`moshi-server configs` lists those that are shipped"
+        return None, [ConfigError(_unreadable(error), file=file, hint=hint)]
     except UnicodeDecodeError as error:
         return None, [ConfigError(f"not UTF-8 at byte {error.start}", file=file)]
     except tomllib.TOMLDecodeError as error:
