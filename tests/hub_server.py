@@ -80,10 +80,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, b"{}", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
             return
         headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-        start = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
+        first, _, last = (asked or "").removeprefix("bytes=").partition("-")
+        start, end = int(first or 0), min(int(last or len(data) - 1) + 1, len(data))
         if asked:
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        self._send(206 if asked else 200, data[start:], headers, body=body)
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
+        self._send(206 if asked else 200, data[start:end], headers, body=body)
 
     def _send(self, status: int, data: bytes, headers: dict[str, str] | None = None, *, body: bool = True) -> None:
         self.send_response(status)

@@ -20,7 +20,7 @@ from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .errors import ConfigError, DownloadError
+from .errors import CheckpointError, ConfigError, DownloadError
 
 logger = logging.getLogger(__name__)
 
@@ -123,19 +123,76 @@ def resolve_tree(value: Any, *, progress: bool | None = None) -> Any:
             return value
 
 
-def _fetch(uri: str, location: HubFile | HubSnapshot) -> Path:
-    # Imported here: it takes a third of a second, and most commands fetch nothing.
-    import httpx
-    from huggingface_hub import errors, hf_hub_download, snapshot_download
+def cached(uri: str) -> Path | None:
+    """Return the local path of the file that ``uri`` names, or None if it would have to be downloaded.
 
+    Raises:
+        ConfigError: ``uri`` makes no sense.
+    """
+    location = parse(uri)
+    if isinstance(location, LocalFile):
+        return location.path
+    if isinstance(location, HubSnapshot):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(location.repo, location.path)
+    return Path(found) if isinstance(found, str) else None
+
+
+def remote_tensors(uri: str) -> tuple[dict[str, tuple[str, tuple[int, ...]]], dict[str, str]]:
+    """Read the head of a safetensors file where it lies, an ``hf://`` address, without downloading the file.
+
+    Returns:
+        Each tensor's type and shape by its name, and the file's metadata.
+
+    Raises:
+        ConfigError: ``uri`` is no ``hf://`` address.
+        CheckpointError: the file is no safetensors file.
+        DownloadError: as `resolve`.
+    """
+    location = parse(uri)
+    if not isinstance(location, HubFile):
+        raise ConfigError(f"expected {HUB_SCHEME}ORG/REPO/PATH, got {uri!r}")
+    with _explained(uri, location.repo):
+        from huggingface_hub import HfApi, errors
+
+        if _offline():
+            raise errors.LocalEntryNotFoundError("offline")
+        try:
+            head = HfApi().parse_safetensors_file_metadata(location.repo, location.path)
+        except errors.SafetensorsParsingError as error:
+            why = str(error).splitlines()[0]
+            raise CheckpointError(f"{uri}: not a safetensors checkpoint: {why}", hint="name the right file") from error
+    return {name: (info.dtype, tuple(info.shape)) for name, info in head.tensors.items()}, dict(head.metadata)
+
+
+def _fetch(uri: str, location: HubFile | HubSnapshot) -> Path:
     logger.info("looking up %s", uri)
-    try:
+    with _explained(uri, location.repo):
+        # Imported here: it takes a third of a second, and most commands fetch nothing.
+        from huggingface_hub import hf_hub_download, snapshot_download
+
         if isinstance(location, HubFile):
             return Path(hf_hub_download(location.repo, location.path))
         folder = Path(snapshot_download(location.repo, allow_patterns=location.pattern))
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    if not any(fnmatchcase(name, location.pattern or "*") for name in names):
+        what = f"matches {location.pattern}" if location.pattern else "is there"
+        raise DownloadError(f"{uri}: nothing in {location.repo} {what}", hint="check the pattern, capitals included")
+    return folder
+
+
+@contextmanager
+def _explained(uri: str, repo: str) -> Iterator[None]:
+    """Turn what the hub's client raises within into an error that says what to do."""
+    from huggingface_hub import errors
+
+    try:
+        yield
     except errors.GatedRepoError as error:
         hint = f"accept its terms on the hub, then set HF_TOKEN to a token of that account ({_host()})"
-        raise DownloadError(f"{uri}: access to {location.repo} is restricted", hint=hint) from error
+        raise DownloadError(f"{uri}: access to {repo} is restricted", hint=hint) from error
     except errors.LocalEntryNotFoundError as error:
         hint = "check the network, or copy the hub's cache from another machine and point HF_HOME at it"
         if _offline():
@@ -143,13 +200,13 @@ def _fetch(uri: str, location: HubFile | HubSnapshot) -> Path:
         raise DownloadError(f"{uri}: not in the cache, and {_host()} cannot be reached", hint=hint) from error
     except errors.RepositoryNotFoundError as error:
         hint = "check the name; a private repository needs HF_TOKEN"
-        raise DownloadError(f"{uri}: there is no repository {location.repo} on {_host()}", hint=hint) from error
+        raise DownloadError(f"{uri}: there is no repository {repo} on {_host()}", hint=hint) from error
     except errors.EntryNotFoundError as error:
         hint = "check the path, capitals included"
-        raise DownloadError(f"{uri}: the repository {location.repo} has no such file", hint=hint) from error
+        raise DownloadError(f"{uri}: the repository {repo} has no such file", hint=hint) from error
     except errors.HFValidationError as error:
         raise ConfigError(f"{uri}: not a valid repository name", hint="expected ORG/REPO") from error
-    except (errors.HfHubHTTPError, httpx.HTTPError) as error:
+    except _transport_errors() as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DownloadError(
             f"{uri}: the download failed: {reason}", hint="start again: it goes on from there"
@@ -157,11 +214,14 @@ def _fetch(uri: str, location: HubFile | HubSnapshot) -> Path:
     except OSError as error:
         hint = "the cache is under HF_HOME: is its disk full, or not writable?"
         raise DownloadError(f"{uri}: cannot be stored: {error.strerror or error}", hint=hint) from error
-    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    if not any(fnmatchcase(name, location.pattern or "*") for name in names):
-        what = f"matches {location.pattern}" if location.pattern else "is there"
-        raise DownloadError(f"{uri}: nothing in {location.repo} {what}", hint="check the pattern, capitals included")
-    return folder
+
+
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """Every way in which a request can fail, whichever HTTP library the hub's client is built on."""
+    from huggingface_hub import errors
+
+    bases = [base for base in errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"]
+    return (errors.HfHubHTTPError, *bases)
 
 
 def _host() -> str:
