@@ -19,6 +19,7 @@ import pytest
 import structlog
 
 from moshi_server import log
+from moshi_server.cli.worker import Level
 from moshi_server.errors import ConfigError
 
 LINE = re.compile(
@@ -129,6 +130,10 @@ def test_6_the_level_bounds_what_is_written(tmp_path: Path, level: str, shown: i
             logger.log(number, "line")
     names = [line.split()[2] for line in file.read_text().splitlines()]
     assert names == ["TRACE", "DEBUG", "INFO", "WARN", "ERROR"][-shown:]
+
+
+def test_6_the_command_line_offers_every_level() -> None:
+    assert [level.value for level in Level] == list(log.LEVELS)
 
 
 def test_6_an_unknown_level_is_refused(tmp_path: Path) -> None:

@@ -215,6 +215,7 @@ class Logging:
         self._enqueue = enqueue
         self._console = console
         self._file = file
+        self.path = Path(file.baseFilename)
 
     def mute_console(self) -> None:
         """From now on write to the file only; an error that the command line prints itself is not said twice."""

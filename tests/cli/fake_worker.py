@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from moshi_server.app import serve
@@ -18,6 +19,8 @@ def build_engines(
     config: Config, *, device: str | None, hooks_for: Callable[[str, str], EngineHooks]
 ) -> list[BuiltModule]:
     assert device == "cpu"
+    if "FAKE_BUG" in os.environ:
+        raise ZeroDivisionError("a bug")
     built = []
     for name, module in config.modules.items():
         assert isinstance(module, BatchedAsrConfig)

@@ -127,3 +127,14 @@ def test_1_a_shipped_configuration_is_found_by_its_name(folder: Path) -> None:
         moshi_server("worker", "--config", "config-tts", "-p", "1", "-a", "256.0.0.1", "-l", "error", cwd=folder)
     )
     assert "cannot listen on 256.0.0.1" in line
+
+
+def test_1_a_bug_is_one_line_and_its_traceback_is_in_the_log(folder: Path) -> None:
+    command = [sys.executable, "-m", "tests.cli.fake_worker", "worker", "--config", "c.toml", "-p", "0", "--cpu"]
+    command += ["--log", "error"]
+    environ = environment(PYTHONPATH=str(ROOT), FAKE_BUG="1")
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    line = one_error(done)
+    assert "ZeroDivisionError: a bug" in line
+    assert "log.test" in line
+    assert "    ZeroDivisionError: a bug\n" in (folder / "logs" / "log.test").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -48,6 +49,8 @@ def worker(
 
     load_dotenv()
     loaded = load_config(locate(config))
+    if silent:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     output = setup_logging(
         log,
         Path(loaded.log_dir),
@@ -63,16 +66,19 @@ def worker(
 
         logger.info("moshi-server %s starts", __version__, extra={"fields": {"config": config, "cpu": cpu}})
         code = run(loaded, host=addr, port=port, cpu=cpu)
-    except MoshiServerError as error:
-        # The file keeps the error; the console gets it once, from `main`.
+    except Exception as error:
+        # The file keeps the error; the console gets it once, as one line, from `main`.
         output.mute_console()
-        logger.error("%s", error, extra={"fields": {"hint": error.hint} if error.hint else {}})
+        if isinstance(error, MoshiServerError):
+            logger.error("%s", error, extra={"fields": {"hint": error.hint} if error.hint else {}})
+        else:
+            logger.exception("the worker has failed; this is a bug of ours")
         if silent:
             raise typer.Exit(1) from None
-        raise
-    except Exception:
-        logger.exception("the worker has failed; this is a bug of ours")
-        raise typer.Exit(70) from None
+        if isinstance(error, MoshiServerError):
+            raise
+        hint = f"this is a bug of ours: the traceback is in {output.path}"
+        raise MoshiServerError(f"{type(error).__name__}: {error}", hint=hint) from error
     finally:
         output.close()
     raise typer.Exit(code)
