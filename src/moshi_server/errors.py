@@ -1,22 +1,23 @@
 """The one error tree: every failure a user can meet, with what to do about it; it knows nothing of HTTP or sockets.
 
-    MoshiServerError
-    ├── ConfigError            a file, key or value of the configuration is wrong
-    ├── DownloadError          a checkpoint or voice could not be fetched
-    ├── CheckpointError        a checkpoint is unreadable or does not fit the configured model
-    ├── MemoryPlanError        the model does not fit the device
-    ├── NotServedError         the module type is known, but its engine is not part of this version
-    ├── AudioError             audio that cannot be decoded
-    ├── AuthError              credentials missing, wrong or expired
-    └── SessionError           one stream's end; others go on
-        ├── InvalidMessageError    the client sent something that is not of the protocol
-        ├── NoFreeSlotError        every slot is taken
-        ├── ClientTimeoutError     the client sent nothing, or did not read, for too long
-        ├── SessionLimitError      the stream reached its time limit
-        ├── ResourceNotFoundError  a voice or room that does not exist
-        ├── RateLimitedError       too many sessions or messages for one key
-        ├── GoingAwayError         the server is shutting down
-        └── EngineFailedError      the model loop has stopped
+MoshiServerError
+├── ConfigError            a file, key or value of the configuration is wrong
+├── DownloadError          a checkpoint or voice could not be fetched
+├── CheckpointError        a checkpoint is unreadable or does not fit the configured model
+├── MemoryPlanError        the model does not fit the device
+├── NotServedError         the module type is known, but its engine is not part of this version
+├── AudioError             audio that cannot be decoded
+├── AuthError              credentials missing, wrong or expired
+├── ServerUnreachableError a client found no server, or none of this kind, at the address
+└── SessionError           one stream's end; others go on
+    ├── InvalidMessageError    the client sent something that is not of the protocol
+    ├── NoFreeSlotError        every slot is taken
+    ├── ClientTimeoutError     the client sent nothing, or did not read, for too long
+    ├── SessionLimitError      the stream reached its time limit
+    ├── ResourceNotFoundError  a voice or room that does not exist
+    ├── RateLimitedError       too many sessions or messages for one key
+    ├── GoingAwayError         the server is shutting down
+    └── EngineFailedError      the model loop has stopped
 """
 
 from __future__ import annotations
@@ -77,6 +78,10 @@ class AuthError(MoshiServerError):
     def __init__(self, code: str, message: str, *, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.code = code
+
+
+class ServerUnreachableError(MoshiServerError):
+    """A client found no server, or none that speaks the protocol, at the address it was given."""
 
 
 class SessionError(MoshiServerError):

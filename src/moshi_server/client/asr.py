@@ -1,0 +1,308 @@
+"""One speech-to-text stream over a WebSocket: `AsrClient`; and `transcribe`, which does it all in one call."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Generator
+from types import TracebackType
+from typing import Any, Final
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from numpy.typing import ArrayLike
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as open_websocket
+from websockets.exceptions import ConcurrencyError, ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+
+from ..errors import ServerUnreachableError
+from ..events import AsrClientEvent, AsrServerEvent, Audio, Error, Flush, Init, Marker, OggOpus, Ready
+from ..protocol import asr_client
+from .closing import START_HINT, error_of_close, error_of_refusal
+from .exchange import Recording, load, samples, transcribe_over
+from .transcript import Transcript
+
+DEFAULT_URL: Final = "ws://127.0.0.1:8080"
+DEFAULT_PATH: Final = "/api/asr-streaming"
+_THIS_MACHINE: Final = ("localhost", "127.0.0.1", "::1")
+
+
+class AsrClient:
+    """A stream that holds a slot of the server. Open it with `connect`.
+
+    Sending and receiving are independent: events that come while you send wait for you. Iterate over the client for
+    the server's events; the iteration ends when the stream was closed, and raises the server's reason if it has one.
+
+        async with AsrClient.connect("ws://127.0.0.1:8080", api_key="public_token") as client:
+            await client.send_audio(pcm)
+            await client.flush()
+            async for event in client:
+                ...
+    """
+
+    def __init__(self, websocket: ClientConnection, url: str) -> None:
+        self.url = url
+        self._websocket = websocket
+        self._used = False
+        self._unread: deque[AsrServerEvent] = deque()
+        self._said = ""
+
+    @classmethod
+    def connect(
+        cls, url: str = DEFAULT_URL, *, api_key: str | None = None, turns: bool = False, timeout: float = 10.0
+    ) -> Connecting:
+        """Connect and wait until the server holds a slot for this stream; to be awaited, or used in ``async with``.
+
+        Args:
+            url: ``ws://``, ``wss://``, ``http://`` or ``https://``; without a path, ``/api/asr-streaming`` is meant.
+            api_key: sent in the ``kyutai-api-key`` header.
+            turns: ask for `Turn` events.
+            timeout: seconds until the server must have answered.
+
+        Raises:
+            ServerUnreachableError: nothing answers there, or no server of this kind.
+            AuthError: the server wants other credentials.
+            NoFreeSlotError: all slots are taken.
+            ResourceNotFoundError: the server has no such path.
+        """
+        return Connecting(cls, full_url(url, turns=turns), api_key, timeout)
+
+    async def send(self, event: AsrClientEvent) -> None:
+        """Send one event; waits while the server takes no more.
+
+        Raises:
+            SessionError: the server has ended the stream, and this is why.
+        """
+        self._used = self._used or isinstance(event, Audio | OggOpus)
+        try:
+            await self._websocket.send(asr_client.encode(event))
+        except ConnectionClosed as closed:
+            raise await self._reason(closed) from None
+
+    async def send_audio(self, pcm: ArrayLike) -> None:
+        """Send samples at 24 kHz, mono, of shape (samples,): floats between -1 and 1, or 16-bit integers."""
+        await self.send(Audio(samples(pcm)))
+
+    async def send_opus(self, data: bytes) -> None:
+        """Send bytes of an Ogg/Opus stream, cut anywhere. Its last page (end of stream) also asks for a flush."""
+        await self.send(OggOpus(data))
+
+    async def marker(self, id: int) -> None:
+        """Ask for `events.Marker` with this id once all audio sent before it is transcribed."""
+        await self.send(Marker(id))
+
+    async def flush(self) -> None:
+        """Ask for every pending word now; `events.Flush` comes after the last of them."""
+        await self.send(Flush())
+
+    async def receive(self) -> list[AsrServerEvent]:
+        """The next events, at least one; an empty list once the stream was closed without a complaint.
+
+        Raises:
+            SessionError: why the server has ended the stream.
+            AuthError: if that was for the credentials.
+        """
+        while not self._unread:
+            try:
+                self._take(await self._websocket.recv())
+            except ConnectionClosed as closed:
+                if closed.rcvd is not None and closed.rcvd.code in (1000, 1005) and not self._said:
+                    return []
+                raise await self._reason(closed) from None
+            if self._said:
+                raise await self._ended()
+        events = list(self._unread)
+        self._unread.clear()
+        return events
+
+    async def __aiter__(self) -> AsyncIterator[AsrServerEvent]:
+        while events := await self.receive():
+            for event in events:
+                yield event
+
+    async def transcribe(
+        self,
+        audio: Recording,
+        *,
+        realtime: bool = False,
+        on_event: Callable[[AsrServerEvent], None] | None = None,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> Transcript:
+        """Send a whole recording and collect its words. Nothing else may use the stream meanwhile.
+
+        Args:
+            audio: a path, the bytes of an audio file, or samples at 24 kHz.
+            realtime: send no faster than one would speak, as a microphone does.
+            on_event: is told each event as it comes.
+            on_progress: is told how many seconds are done.
+
+        Raises:
+            AudioError: the recording cannot be read.
+            SessionError: the server ended the stream.
+        """
+        pcm = await asyncio.to_thread(load, audio)
+        if self._used:  # the words' times are to count from this recording's beginning
+            await self.send(Init())
+            while not any(isinstance(event, Ready) for event in await self._more()):
+                pass
+        return await transcribe_over(self, pcm, realtime=realtime, on_event=on_event, on_progress=on_progress)
+
+    async def close(self) -> None:
+        """End the stream; what is still pending is not transcribed."""
+        await self._websocket.close()
+
+    async def wait_ready(self) -> None:
+        """Return once the server has said that it holds a slot. `connect` has done so."""
+        while not isinstance((await self._more())[0], Ready):
+            pass
+
+    async def _more(self) -> list[AsrServerEvent]:
+        return await self.receive() or await self._nothing()
+
+    async def _nothing(self) -> list[AsrServerEvent]:
+        raise error_of_close(None, "the server closed the stream before it was done")
+
+    def _take(self, data: bytes | str) -> None:
+        event = asr_client.decode(data) if isinstance(data, bytes) else None
+        if isinstance(event, Error):
+            self._said = event.message
+        elif event is not None:
+            self._unread.append(event)
+
+    async def _reason(self, closed: ConnectionClosed) -> Exception:
+        """Why the stream ended: from the close frame, and from what the server said before it, read or not."""
+        # Whoever waits in `receive` at the same time reads it there.
+        with contextlib.suppress(ConnectionClosed, ConcurrencyError):
+            while True:
+                self._take(await self._websocket.recv())
+        frame = closed.rcvd
+        return error_of_close(frame.code if frame else None, frame.reason if frame else "", self._said)
+
+    async def _ended(self) -> Exception:
+        """The error for an `Error` message: the close code that follows says of which kind it is."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2):
+                await self._websocket.wait_closed()
+        return error_of_close(self._websocket.close_code, self._websocket.close_reason or "", self._said)
+
+
+class Connecting:
+    """A connection under way: await it, or enter it, for an `AsrClient`."""
+
+    def __init__(self, kind: type[AsrClient], url: str, api_key: str | None, timeout: float) -> None:
+        self._kind = kind
+        self._url = url
+        self._api_key = api_key
+        self._timeout = timeout
+        self._client: AsrClient | None = None
+
+    def __await__(self) -> Generator[Any, None, AsrClient]:
+        return self._connect().__await__()
+
+    async def __aenter__(self) -> AsrClient:
+        self._client = await self._connect()
+        return self._client
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+    async def _connect(self) -> AsrClient:
+        where = public_url(self._url)
+        try:
+            async with asyncio.timeout(self._timeout):
+                client = self._kind(await self._open(where), where)
+                try:
+                    await client.wait_ready()
+                except BaseException:
+                    await client.close()
+                    raise
+                return client
+        except TimeoutError:
+            raise ServerUnreachableError(
+                f"{where} did not answer within {self._timeout:g} s", hint="check the address, or see the server's log"
+            ) from None
+
+    async def _open(self, where: str) -> ClientConnection:
+        headers = {"kyutai-api-key": self._api_key} if self._api_key else {}
+        try:
+            return await open_websocket(
+                self._url,
+                additional_headers=headers,
+                compression=None,  # samples hardly compress, and it doubles the delay
+                open_timeout=None,
+                max_queue=None,
+                max_size=None,
+                # The server looks after dead clients. A ping of ours could wait behind audio that it does not read yet.
+                ping_interval=None,
+                close_timeout=2,
+                proxy=None if urlsplit(self._url).hostname in _THIS_MACHINE else True,
+            )
+        except InvalidStatus as refused:
+            raise error_of_refusal(refused.response, where) from None
+        except InvalidURI:
+            raise ServerUnreachableError(f"{where} is no address of a server", hint=f"like {DEFAULT_URL}") from None
+        except (InvalidHandshake, EOFError) as error:
+            raise ServerUnreachableError(f"{where} speaks no WebSocket: {error}") from None
+        except OSError as error:
+            raise ServerUnreachableError(
+                f"no server answers at {where}: {error.strerror or error}", hint=START_HINT
+            ) from None
+
+
+def transcribe(
+    audio: Recording,
+    url: str = DEFAULT_URL,
+    *,
+    api_key: str | None = None,
+    timeout: float = 10.0,
+    on_progress: Callable[[float], None] | None = None,
+) -> Transcript:
+    """Transcribe a recording on a server and wait for the result. It reads no environment and starts no server.
+
+    Args:
+        audio: a path, the bytes of an audio file, or samples at 24 kHz of shape (samples,).
+        url: as for `AsrClient.connect`.
+        api_key: as for `AsrClient.connect`.
+        timeout: seconds until the server must have answered the connection.
+        on_progress: is told how many seconds are done.
+
+    Raises:
+        AudioError: the recording cannot be read.
+        ServerUnreachableError, AuthError, SessionError: as for `AsrClient.connect` and `AsrClient.transcribe`.
+    """
+
+    async def run() -> Transcript:
+        pcm = load(audio)
+        async with AsrClient.connect(url, api_key=api_key, timeout=timeout) as client:
+            return await client.transcribe(pcm, on_progress=on_progress)
+
+    return asyncio.run(run())
+
+
+def full_url(url: str, *, turns: bool = False) -> str:
+    """The WebSocket address that a user's shorter one means.
+
+    Raises:
+        ServerUnreachableError: it is no such address.
+    """
+    text = url if "://" in url else f"ws://{url}"
+    try:
+        parts = urlsplit(text)
+        valid = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    schemes = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
+    if not valid or parts.scheme not in schemes:
+        raise ServerUnreachableError(f"{url!r} is no address of a server", hint=f"like {DEFAULT_URL}")
+    query = parse_qsl(parts.query, keep_blank_values=True) + ([("turns", "1")] if turns else [])
+    path = parts.path if parts.path not in ("", "/") else DEFAULT_PATH
+    return urlunsplit((schemes[parts.scheme], parts.netloc, path, urlencode(query), ""))
+
+
+def public_url(url: str) -> str:
+    """The address without its query and password, which may hold a key."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
