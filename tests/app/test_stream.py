@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import time
 from typing import Any
@@ -373,9 +374,8 @@ async def refused(connecting: websockets.connect) -> tuple[int, dict[str, Any]]:
     with pytest.raises(InvalidStatus) as caught:
         await connecting
     response = caught.value.response
-    import json
-
-    return response.status_code, json.loads(response.body or b"{}")
+    is_json = response.headers.get("content-type") == "application/json"
+    return response.status_code, json.loads(response.body or b"{}") if is_json else {}
 
 
 async def test_401_before_the_upgrade() -> None:
@@ -391,6 +391,16 @@ async def test_401_before_the_upgrade() -> None:
         assert await server.metric('asr_connect{handler="all"}') == 0
         async with server.connect(query="", additional_headers={"kyutai-api-key": KEY}) as client:
             await events(client, "Ready")
+
+
+async def test_headers_that_are_too_long_or_too_many_are_refused() -> None:
+    async with serve() as server:
+        headers = {"x-long": "x" * 30_000, "kyutai-api-key": KEY}
+        async with server.connect(query="", additional_headers=headers) as client:
+            await events(client, "Ready")
+        for bad in ({"x-long": "x" * 70_000}, {f"x-{number}": "x" for number in range(200)}):
+            assert (await refused(server.connect(additional_headers=bad)))[0] == 431
+        assert (await refused(server.connect(query="?auth_id=" + "x" * 70_000)))[0] == 414
 
 
 async def test_a_module_may_be_open() -> None:

@@ -15,6 +15,7 @@ from uvicorn._types import ASGIReceiveEvent
 from uvicorn.config import Config
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
+from websockets import http11
 from websockets.frames import Close, Frame, Opcode
 
 from .closing import reason_text
@@ -23,6 +24,8 @@ LINGER_SECONDS = 2.0
 """How long after our close frame we wait for the client's, counted from the last bytes that it sent."""
 MAX_LINGER_SECONDS = 30.0
 """How long at most, however much it still sends."""
+
+http11.MAX_LINE_LENGTH = max(http11.MAX_LINE_LENGTH, 65_536)  # a session in many cookies, or a token in the URL
 
 MESSAGE_TOO_BIG = 1009
 """The code with which `Connection` reports to the application that a message went over the limit."""
@@ -69,6 +72,10 @@ class Connection(WebSocketsSansIOProtocol):
                 self._linger()
             return
         super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.handshake_initiated and not self.transport.is_closing():
+            # The library has refused the request (431, 414) and put the answer where uvicorn does not look for it.
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.transport.close()
 
     async def receive(self) -> ASGIReceiveEvent:
         """The application's next message. The client's silence counts from when it is listened to again."""
