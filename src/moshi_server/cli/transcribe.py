@@ -1,0 +1,212 @@
+"""``moshi-server transcribe``: recordings to text or subtitles, on a running server or with a model in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import AudioError, MoshiServerError, SessionError
+
+if TYPE_CHECKING:
+    from ..client.exchange import Link
+    from ..client.transcript import Transcript
+    from ..events import AsrServerEvent
+
+STDIN = "-"
+LONG_SECONDS = 10.0
+"""Recordings from this length on get a progress bar."""
+
+
+class Format(StrEnum):
+    """How a transcript is written."""
+
+    TEXT = "text"
+    JSON = "json"
+    SRT = "srt"
+    VTT = "vtt"
+
+
+def transcribe(
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE...", help="Recordings (wav, mp3, flac, ogg); - is the standard input."),
+    ],
+    url: Annotated[
+        str | None,
+        typer.Option("--url", help="A running server, such as ws://HOST:8080. Without it the model runs here."),
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", help="For the server; by default the first key of MOSHI_API_KEY.")
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config", help="The model to run here: a TOML file or a name that `configs` lists; default demo."
+        ),
+    ] = None,
+    format: Annotated[
+        Format, typer.Option("--format", "-f", help="json is one object a line, with the time of each word.")
+    ] = Format.TEXT,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write a file for each recording into this folder.")
+    ] = None,
+    realtime: Annotated[
+        bool, typer.Option("--realtime", help="Send as fast as one speaks, and show text as it comes.")
+    ] = False,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Use no GPU (without --url).")] = False,
+) -> None:
+    """Write down what is said in recordings. Exit status 1 if one of them failed."""
+    if url is not None and (config is not None or cpu):
+        raise typer.BadParameter("--config and --cpu are for a model in this process: leave them out, or --url")
+    if files.count(STDIN) > 1:
+        raise typer.BadParameter("the standard input can be read once only")
+    if len(files) > 1 and format in (Format.SRT, Format.VTT) and output is None:
+        raise typer.BadParameter(f"{format} files of several recordings need a folder: add --output FOLDER")
+    from .environment import load_dotenv
+
+    load_dotenv()
+    if url is not None:
+        key = api_key or os.environ.get("MOSHI_API_KEY", "").split(",")[0].strip() or None
+        streams = _server(url, key)
+    else:
+        from .local import streams_of
+
+        streams = streams_of(config or "demo", cpu=cpu, notice=_notice)
+    failed = asyncio.run(_all(files, streams, format, output, realtime=realtime))
+    raise typer.Exit(1 if failed else 0)
+
+
+Streams = AbstractAsyncContextManager[Callable[[], AbstractAsyncContextManager["Link"]]]
+"""Gives, while it is entered, a fresh stream at each call."""
+
+
+@asynccontextmanager
+async def _server(url: str, key: str | None) -> AsyncIterator[Callable[[], AbstractAsyncContextManager[Link]]]:
+    from ..client import AsrClient
+
+    yield lambda: AsrClient.connect(url, api_key=key)
+
+
+async def _all(files: list[str], streams: Streams, format: Format, output: Path | None, *, realtime: bool) -> int:
+    """Transcribe each file in turn; returns how many failed."""
+    from . import error_line
+
+    targets = _targets(files, format, output)
+    failed = 0
+    async with streams as open_stream:
+        for file, target in zip(files, targets, strict=True):
+            live = realtime and format is Format.TEXT and target is None
+            try:
+                transcript = await _one(file, open_stream, realtime=realtime, live=live)
+            except (AudioError, SessionError) as error:
+                failed += 1
+                name = "standard input" if file == STDIN else file
+                error.args = (error.message if name in error.message else f"{name}: {error.message}",)
+                sys.stderr.write(error_line(error) + "\n")
+                continue
+            text = "\n" if live else _written(file, transcript, format, named=len(files) > 1)
+            if target is None:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+            else:
+                target.write_text(text, encoding="utf-8")
+                sys.stderr.write(f"{target}\n")
+    return failed
+
+
+async def _one(
+    file: str, open_stream: Callable[[], AbstractAsyncContextManager[Link]], *, realtime: bool, live: bool
+) -> Transcript:
+    from ..audio import SAMPLE_RATE, read_audio
+    from ..client.exchange import transcribe_over
+
+    source: str | bytes = sys.stdin.buffer.read() if file == STDIN else file
+    pcm = await asyncio.to_thread(read_audio, source)
+    seconds = len(pcm) / SAMPLE_RATE
+    shown = sys.stderr.isatty() and not live and (realtime or seconds >= LONG_SECONDS)
+    async with open_stream() as stream:
+        with _progress_bar(Path(file).name, seconds) if shown else nullcontext() as tell:
+            return await transcribe_over(
+                stream, pcm, realtime=realtime, on_event=_say if live else None, on_progress=tell
+            )
+
+
+def _say(event: AsrServerEvent) -> None:
+    from ..events import Word
+
+    if isinstance(event, Word) and event.text.strip():
+        sys.stdout.write(event.text.strip() + " ")
+        sys.stdout.flush()
+
+
+def _written(file: str, transcript: Transcript, format: Format, *, named: bool) -> str:
+    from ..client.subtitles import to_srt, to_vtt
+
+    match format:
+        case Format.TEXT:
+            return f"{file}: {transcript.text}\n" if named else f"{transcript.text}\n"
+        case Format.JSON:
+            return json.dumps({"file": file, **transcript.to_dict()}, ensure_ascii=False) + "\n"
+        case Format.SRT:
+            return to_srt(transcript.words)
+        case Format.VTT:
+            return to_vtt(transcript.words)
+
+
+def _targets(files: list[str], format: Format, output: Path | None) -> list[Path | None]:
+    """Where each transcript goes; None is the standard output.
+
+    Raises:
+        MoshiServerError: the folder cannot be made.
+    """
+    if output is None:
+        return [None] * len(files)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MoshiServerError(f"{output} cannot be used as a folder: {error.strerror}") from None
+    ending = "txt" if format is Format.TEXT else format.value
+    stems = ["stdin" if file == STDIN else Path(file).stem for file in files]
+    # Two recordings of one stem keep their whole names apart, and two of one name their numbers.
+    names = [stem if stems.count(stem) == 1 else Path(file).name for stem, file in zip(stems, files, strict=True)]
+    names = [name if names.count(name) == 1 else f"{name}-{index + 1}" for index, name in enumerate(names)]
+    return [output / f"{name}.{ending}" for name in names]
+
+
+@contextmanager
+def _progress_bar(name: str, seconds: float) -> Iterator[Callable[[float], None]]:
+    """A bar on the error output, which the function that it gives moves to a number of seconds."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[clock]}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(name, total=seconds, clock="")
+
+        def tell(done: float) -> None:
+            progress.update(task, completed=done, clock=f"{_clock(done)} of {_clock(seconds)}")
+
+        tell(0)
+        yield tell
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+
+
+@contextmanager
+def _notice(text: str) -> Iterator[None]:
+    """Show that something takes its time, on a terminal."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(text) if sys.stderr.isatty() else nullcontext():
+        yield
