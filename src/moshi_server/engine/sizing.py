@@ -1,0 +1,145 @@
+"""From a configuration to what its modules cost, and to a plan for each device; loads nothing and imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from .. import hub
+from ..config import (
+    AsrConfig,
+    BatchedAsrConfig,
+    Config,
+    LmConfig,
+    LmModelConfig,
+    Module,
+    PyBatchedAsrConfig,
+    PyConfig,
+    TtsConfig,
+)
+from ..gpu import (
+    Cost,
+    GpuInfo,
+    Header,
+    LmShape,
+    ModuleRequest,
+    Plan,
+    TransformerShape,
+    Weights,
+    codec_shape,
+    codec_weights,
+    cpu_flags,
+    lm_weights,
+    plan_modules,
+    stt_stream,
+)
+
+ReadHeader = Callable[[str], Header | None]
+"""The header of the checkpoint at a path or URI; None where it cannot be had, and the configuration's sizes count."""
+
+FIRST_GPU = "cuda:0"
+
+
+def plan_config(
+    config: Config,
+    gpus: Sequence[GpuInfo],
+    env: Mapping[str, str],
+    *,
+    read: ReadHeader,
+    device: str | None = None,
+) -> dict[str, Plan]:
+    """A plan for each device that the configuration's modules run on; modules on the same device share it.
+
+    Args:
+        config: the configuration; modules whose memory cannot be foretold (`PyPost`, `Mimi`) are in no plan.
+        gpus: position N is ``cuda:N``. One that is not there counts as of unknown memory.
+        env: where the ``MOSHI_*`` variables are read.
+        read: gets a checkpoint's header.
+        device: where all modules run, whatever they say themselves; None leaves the choice to each.
+
+    Raises:
+        ConfigError, CheckpointError, MemoryPlanError: as `plan_modules` and `read`.
+    """
+    groups: dict[str, list[ModuleRequest]] = {}
+    for name, module in config.modules.items():
+        request = module_request(name, module, read)
+        if request is not None:
+            where = device or module.device or (FIRST_GPU if gpus else "cpu")
+            groups.setdefault(FIRST_GPU if where == "cuda" else where, []).append(request)
+    return {
+        where: plan_modules(requests, _gpu(where, gpus), env, cpu_flags=cpu_flags())
+        for where, requests in groups.items()
+    }
+
+
+def module_request(name: str, module: Module, read: ReadHeader) -> ModuleRequest | None:
+    """What one module asks of its device; None if that cannot be foretold."""
+    match module:
+        case AsrConfig() | BatchedAsrConfig():
+            return _speech_to_text(name, module, read)
+        case PyConfig() | PyBatchedAsrConfig():
+            return ModuleRequest(name, module.batch_size)
+        case TtsConfig() | LmConfig():
+            header = read(module.lm_model_file)
+            weights = (
+                (Weights(_key(module.lm_model_file), Cost("language model", "checkpoint header", header.elements)),)
+                if header is not None
+                else ()
+            )
+            return ModuleRequest(name, 1, module.dtype_override, weights)
+    return None
+
+
+def lm_shape(config: LmModelConfig) -> LmShape:
+    """The sizes that decide a language model's memory, from the configuration's words for them."""
+    transformer, heads = config.transformer, config.extra_heads
+    return LmShape(
+        text_in_vocab_size=config.text_in_vocab_size,
+        text_out_vocab_size=config.text_out_vocab_size,
+        audio_vocab_size=config.audio_vocab_size,
+        audio_codebooks=config.audio_codebooks,
+        transformer=TransformerShape(
+            d_model=transformer.d_model,
+            num_heads=transformer.num_heads,
+            num_layers=transformer.num_layers,
+            dim_feedforward=transformer.dim_feedforward,
+            context=transformer.context,
+            gating="none" if transformer.gating is None else "silu",
+            norm="rms_norm" if transformer.norm == "RmsNorm" else "layer_norm",
+            layer_scale=transformer.layer_scale is not None,
+            kv_repeat=transformer.kv_repeat,
+            bias_ff=transformer.bias_ff,
+            bias_attn=transformer.bias_attn,
+        ),
+        extra_heads_num=heads.num_heads if heads else 0,
+        extra_heads_dim=heads.dim if heads else 0,
+    )
+
+
+def _speech_to_text(name: str, module: AsrConfig | BatchedAsrConfig, read: ReadHeader) -> ModuleRequest:
+    lm = lm_shape(module.model)
+    codebooks = module.model.audio_codebooks
+    codec, origin = codec_shape(read(module.audio_tokenizer_file))
+    lm_cost = lm_weights(lm, read(module.lm_model_file), conditioners=bool(module.model.conditioners))
+    return ModuleRequest(
+        name,
+        module.batch_size,
+        module.dtype_override,
+        weights=(
+            Weights(_key(module.lm_model_file, codebooks), lm_cost),
+            Weights(_key(module.audio_tokenizer_file, codebooks), codec_weights(codec, origin, codebooks)),
+        ),
+        per_stream=stt_stream(lm, codec, origin),
+    )
+
+
+def _key(uri: str, *what: object) -> str:
+    """One name for everything that is the same file, loaded the same way."""
+    return " ".join(map(str, (hub.cached(uri) or uri, *what)))
+
+
+def _gpu(device: str, gpus: Sequence[GpuInfo]) -> GpuInfo | None:
+    kind, _, index = device.partition(":")
+    if kind != "cuda":
+        return None
+    number = int(index or 0)
+    return gpus[number] if number < len(gpus) else GpuInfo(number, device, None, None, None, source="unknown")

@@ -1,0 +1,118 @@
+"""What a module costs in memory, term by term, each with its origin; from sizes and headers, without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from .dtypes import BYTES, DType
+from .header import Header
+from .shapes import POSITION_BYTES, CodecShape, LmShape
+
+CODEC_TENSORS: Final = 5
+"""How many tensors as large as the codec's widest layer a step holds at once; read on an H100 (2.35 MB a stream)."""
+ALLOCATOR_SHARE: Final = 0.02
+"""What torch's allocator rounds up and cannot reuse, as a share of a stream's state; read on an H100 (1.2 to 1.4 %)."""
+
+_ALWAYS_F32: Final = ("text_linear.", "condition_provider.")
+_STT_UNUSED: Final[tuple[str, ...]] = ("fuser.", "depformer")
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """``elements`` numbers of the module's own type and ``fixed`` bytes; ``origin`` says where they come from."""
+
+    label: str
+    origin: str
+    elements: int = 0
+    fixed: int = 0
+
+    def bytes(self, dtype: DType) -> int:
+        """All of it, with the module's numbers in ``dtype``."""
+        return self.elements * BYTES[dtype] + self.fixed
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Weights that are loaded once for every module with the same ``key`` and number type on one GPU."""
+
+    key: str
+    cost: Cost
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleRequest:
+    """What one module asks of its GPU.
+
+    Empty ``weights`` or ``per_stream`` mean that nothing is known, and the documented defaults stand in.
+    """
+
+    name: str
+    batch_size: int | Literal["auto"]
+    dtype_override: DType | None = None
+    weights: tuple[Weights, ...] = ()
+    per_stream: tuple[Cost, ...] = ()
+
+
+def lm_weights(shape: LmShape, header: Header | None, *, conditioners: bool = False) -> Cost:
+    """A speech-to-text language model's weights: as the checkpoint's header says, else by the configuration.
+
+    The output layer is held in f32 whatever the type (so are conditioners), so that logits are.
+    """
+    label = "language model"
+    d = shape.transformer.d_model
+    if header is None:
+        output = shape.text_out_vocab_size * d
+        return Cost(label, "configuration", shape.parameters - output, output * 4)
+    unused = _STT_UNUSED
+    if not shape.extra_heads_num:
+        unused += ("extra_heads.", "heads.")
+    if not conditioners:
+        unused += ("condition_provider.",)
+    loaded = always_f32 = 0
+    for name, head in header.tensors.items():
+        if name.startswith(unused):
+            continue
+        if name.startswith(_ALWAYS_F32):
+            always_f32 += head.elements
+        else:
+            loaded += head.elements
+    return Cost(label, "checkpoint header", loaded, always_f32 * 4)
+
+
+def codec_shape(header: Header | None) -> tuple[CodecShape, str]:
+    """The codec that a checkpoint's header describes, Kyutai's v0.1 if it says nothing; and where that comes from.
+
+    Raises:
+        CheckpointError: its ``mimi_spec`` describes no Mimi.
+    """
+    text = header.metadata.get("mimi_spec") if header is not None else None
+    if text is not None:
+        return CodecShape.from_json(text), "checkpoint header"
+    return CodecShape(), "Mimi v0.1"
+
+
+def codec_weights(shape: CodecShape, origin: str, codebooks: int) -> Cost:
+    """The codec's encoder with its first ``codebooks`` codebooks, in f32."""
+    return Cost("codec", origin, fixed=4 * shape.encoder_parameters(codebooks))
+
+
+def stt_stream(lm: LmShape, codec: CodecShape, codec_origin: str) -> tuple[Cost, ...]:
+    """What each slot of speech to text costs: its state, and its share of what a step holds besides.
+
+    The largest thing a step makes is a copy of one layer's keys and values; the codec's tensors are freed before, but
+    the allocator keeps them apart.
+    """
+    tokens = (lm.audio_codebooks + 3) * 8
+    kv, widest = lm.transformer.state, 4 * codec.seanet.filters * codec.frame_size
+    codec_state = 4 * codec.encoder_state + POSITION_BYTES + 1
+    return (
+        Cost("KV cache", "configuration", kv, POSITION_BYTES + tokens),
+        Cost("codec state", codec_origin, fixed=codec_state),
+        Cost(
+            "activations",
+            "estimate",
+            lm.transformer.ring + int(ALLOCATOR_SHARE * kv),
+            CODEC_TENSORS * widest + int(ALLOCATOR_SHARE * codec_state),
+        ),
+    )
