@@ -218,7 +218,7 @@ class SttRunner:
         self._model = model
         self._slots = slots
         self._device = device
-        self._state = model.init_state(slots)
+        self._state = model.init_state(slots, device=device)
         pin = device.type == "cuda"
         self._pcm = torch.zeros(slots, FRAME_SIZE, pin_memory=pin)
         self._pcm_rows = self._pcm.numpy()
@@ -232,8 +232,10 @@ class SttRunner:
 
     def reset(self, slots: Sequence[int]) -> None:
         """Put these slots back to the beginning of a stream."""
-        index = self._torch.tensor(list(slots), dtype=self._torch.int64, device=self._device)
-        self._model.reset(self._state, index)
+        from ..model.streaming import reset_state
+
+        with self._torch.inference_mode():
+            reset_state(self._state, self._torch.tensor(list(slots), dtype=self._torch.int64, device=self._device))
 
     def step(self, slots: Sequence[int], inputs: Sequence[Frame]) -> list[AsrOutput]:
         """One frame of 1920 samples for each slot; one `AsrOutput` each."""

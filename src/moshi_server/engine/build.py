@@ -96,6 +96,8 @@ class _Loader:
         from ..model.conditioning import delay_condition
         from ..model.stt import SttModel
 
+        if module.quantize is not None:
+            raise NotServedError("quantize is not served by this version", hint="remove the key")
         device = choose_device(self._device or module.device)
         dtype = choose_dtype(module.dtype_override, device)
         tokenizer = TextTokenizer(resolve(module.text_tokenizer_file))
@@ -133,7 +135,7 @@ class _Loader:
         key = (path, codebooks, device)
         if key not in self._codecs:
             logger.info("loading %s", path)
-            self._codecs[key] = load_mimi(path, num_codebooks=codebooks, device=device)
+            self._codecs[key] = load_mimi(path, num_codebooks=codebooks, decoder=False, device=device)
         return self._codecs[key]
 
 
