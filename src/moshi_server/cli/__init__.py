@@ -9,7 +9,7 @@ import typer
 
 from .. import __version__
 from ..errors import MoshiServerError
-from . import configs, demo, transcribe, validate, worker
+from . import configs, demo, plan, transcribe, validate, worker
 
 app = typer.Typer(
     name="moshi-server",
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command()(worker.worker)
 app.command()(validate.validate)
 app.command()(configs.configs)
+app.command()(plan.plan)
 app.command()(demo.demo)
 app.command()(transcribe.transcribe)
 
