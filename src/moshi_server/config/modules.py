@@ -71,7 +71,7 @@ class _Asr(Module, Numbers):
     temperature: NonNegativeFloat | None = None
     max_queue_seconds: PositiveFloat = 10.0
     """Ours: audio that may wait for the model before the client's socket is no longer read."""
-    watchdog_seconds: NonNegativeFloat = 0.0
+    watchdog_seconds: NonNegativeFloat = 10.0
     """Ours: begin anew in the model after so much speech with no word; 0 for never."""
 
     file_keys = ("lm_model_file", "text_tokenizer_file", "audio_tokenizer_file")
