@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import logging
+import math
 import os
 import re
+import sys
 import threading
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -244,31 +248,128 @@ def test_6_files_beyond_the_number_to_keep_go_at_start(tmp_path: Path) -> None:
     assert rotated(file) == ["log.test.1", "log.test.2", "log.test.note"]
 
 
-def test_a_folder_that_cannot_be_written_is_an_error_at_start(tmp_path: Path) -> None:
+def test_6_a_folder_that_cannot_be_written_is_an_error_at_start(tmp_path: Path) -> None:
     blocker = tmp_path / "file"
     blocker.write_text("")
     with pytest.raises(ConfigError, match="cannot be written") as caught:
         log.setup_logging("info", blocker / "logs", "test")
     assert caught.value.key == "log_dir"
+    assert "may write" in caught.value.hint
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
-def test_a_full_disk_is_a_warning_while_running_and_lines_come_again(tmp_path: Path) -> None:
+needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+
+
+@needs_dev_full
+def test_6_a_full_disk_is_an_error_at_start(tmp_path: Path) -> None:
+    (tmp_path / "log.test").symlink_to("/dev/full")
+    with pytest.raises(ConfigError, match=os.strerror(errno.ENOSPC)) as caught:
+        log.setup_logging("info", tmp_path, "test")
+    assert "make room" in caught.value.hint
+
+
+def test_6_the_look_at_the_disk_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "log.test").write_text("a line of before\n")
+    with logging_to(tmp_path) as file:
+        pass
+    assert file.read_text() == "a line of before\n"
+
+
+@needs_dev_full
+@pytest.mark.parametrize("json_lines", [False, True])
+def test_6_a_full_disk_is_a_warning_while_running_and_lines_come_again(tmp_path: Path, json_lines: bool) -> None:
     screen = Screen()
-    full = tmp_path / "log.test"
-    handler = log.RotatingFile(full, max_bytes=10**6, max_files=1, console=screen)
-    handler.setFormatter(log.LineFormatter(colour=False))
-    handler.baseFilename = "/dev/full"
+    path = tmp_path / "log.test"
+    handler = log.RotatingFile(path, max_bytes=10**6, max_files=1, console=screen)
+    handler.setFormatter(log.JsonFormatter() if json_lines else log.LineFormatter(colour=False))
+    record = logging.LogRecord("x", logging.INFO, "x.py", 1, "line", None, None)
+    handler.emit(record)
+    path.write_text(path.read_text() + "half a li")
     handler.close()
-    handler.stream = None
-    record = logging.LogRecord("x", logging.INFO, __file__, 1, "line", None, None)
+    handler.stream, handler.baseFilename = None, "/dev/full"
+    for _ in range(3):
+        handler.emit(record)
+    warning = screen.getvalue()
+    assert warning.count(os.strerror(errno.ENOSPC)) == 1
+    assert len(warning.splitlines()) == 1
+    handler.baseFilename = str(path)
     handler.emit(record)
-    handler.emit(record)
-    assert screen.getvalue().count(os.strerror(errno.ENOSPC)) == 1
-    handler.baseFilename = str(full)
     handler.emit(record)
     handler.close()
-    assert len(full.read_text().splitlines()) == 1
+    one, torn, lost, *rest = path.read_text().splitlines()
+    assert torn == "half a li"
+    if json_lines:
+        assert json.loads(warning)["level"] == "WARN"
+        assert (json.loads(lost)["message"], json.loads(lost)["lines"]) == ("log lines were lost", 3)
+    else:
+        assert LINE.fullmatch(warning.strip())
+        assert lost.endswith("log lines were lost lines=3")
+    assert rest == [one, one]
+
+
+def test_6_a_folder_that_refuses_to_move_the_file_on_costs_no_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    screen = Screen()
+    monkeypatch.setattr(os, "rename", refuse)
+    with logging_to(tmp_path, console=screen, max_size_mb=1024 / 2**20) as file:
+        for number in range(100):
+            logging.getLogger("x").info("number %d", number)
+    assert [int(number) for number in re.findall(r"number (\d+)", file.read_text())] == list(range(100))
+    assert screen.getvalue().count("cannot be moved on; it grows") == 1
+    assert os.strerror(errno.EACCES) in screen.getvalue()
+
+
+def test_6_log_json_is_one_object_a_line_with_every_part(tmp_path: Path) -> None:
+    screen = Screen(terminal=True)
+    with logging_to(tmp_path, json_lines=True, console=screen) as file:
+        with structlog.contextvars.bound_contextvars(session=4):
+            structlog.get_logger("moshi_server.some").info("a \x1b[31m\nword é", seconds=0.25, path=tmp_path, file="x")
+        try:
+            raise ValueError("the reason\nof it")
+        except ValueError:
+            logging.getLogger("y").exception(
+                "failed", extra={"fields": {"share": math.nan, "ok": True, "no": None}}
+            )
+    assert screen.getvalue() == file.read_text()
+    assert file.read_text().isascii()
+    first, second = (json.loads(line) for line in file.read_text().splitlines())
+    stamp = datetime.fromisoformat(first.pop("time"))
+    assert abs(stamp.timestamp() - time.time()) < 60
+    assert first.pop("line") > 0
+    assert first == {
+        "level": "INFO", "target": "moshi_server.some", "file": "test_log.py", "message": "a \x1b[31m\nword é",
+        "session": 4, "seconds": 0.25, "path": str(tmp_path), "file_": "x",
+    }  # fmt: skip
+    assert (second["level"], second["share"], second["ok"], second["no"]) == ("ERROR", "nan", True, None)
+    assert second["traceback"].endswith("ValueError: the reason\nof it")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_6_what_python_itself_complains_of_comes_in_the_same_format(tmp_path: Path) -> None:
+    class Broken:
+        def __del__(self) -> None:
+            raise RuntimeError("at the end")
+
+    def fail() -> None:
+        raise KeyError("in a thread")
+
+    before = threading.excepthook, sys.unraisablehook
+    with logging_to(tmp_path) as file:
+        thread = threading.Thread(target=fail, name="some-thread")
+        thread.start()
+        thread.join()
+        Broken()
+    assert (threading.excepthook, sys.unraisablehook) == before
+    lines = [line for line in file.read_text().splitlines() if not line.startswith("    ")]
+    assert all(LINE.fullmatch(line) for line in lines)
+    assert "ERROR threading" in lines[0]
+    assert "thread some-thread has failed" in lines[0]
+    assert "ERROR python" in lines[1]
+    assert "    RuntimeError: at the end" in file.read_text()
 
 
 def test_6_a_stuck_disk_never_holds_up_a_caller_and_the_loss_is_counted(
@@ -298,7 +399,7 @@ def test_6_a_stuck_disk_never_holds_up_a_caller_and_the_loss_is_counted(
     assert lost >= 400
 
 
-def test_nothing_is_lost_at_the_end(tmp_path: Path) -> None:
+def test_6_nothing_is_lost_at_the_end(tmp_path: Path) -> None:
     with logging_to(tmp_path, level="debug") as file:
         threads = [
             threading.Thread(target=lambda: [logging.getLogger("x").debug("n") for _ in range(500)]) for _ in range(4)

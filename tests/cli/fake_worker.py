@@ -15,6 +15,13 @@ from moshi_server.engine.worker import Engine
 from tests.fakes import FakeRunner, spell
 
 
+def failing(reason: str) -> Callable[[], None]:
+    def fail() -> None:
+        raise RuntimeError(reason)
+
+    return fail
+
+
 def build_engines(
     config: Config, *, device: str | None, hooks_for: Callable[[str, str], EngineHooks]
 ) -> list[BuiltModule]:
@@ -26,7 +33,16 @@ def build_engines(
         assert isinstance(module, BatchedAsrConfig)
         assert isinstance(module.batch_size, int)
         runner = FakeRunner(module.batch_size)
-        engine = Engine(name, module.type, runner, lambda: AsrStream(3, spell), hooks=hooks_for(name, module.type))
+        if reason := os.environ.get("FAKE_WARMUP_FAILURE"):
+            runner.warmup = failing(reason)  # type: ignore[method-assign]
+        engine = Engine(
+            name,
+            module.type,
+            runner,
+            lambda: AsrStream(3, spell),
+            hooks=hooks_for(name, module.type),
+            warmup=config.warmup.enabled,
+        )
         built.append(BuiltModule(name, module, engine))
     return built
 

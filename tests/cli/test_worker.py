@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 import signal
 import socket
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import websockets
 
 from .test_commands import EMPTY, ROOT, environment, moshi_server, one_error
 
@@ -138,3 +141,122 @@ def test_1_a_bug_is_one_line_and_its_traceback_is_in_the_log(folder: Path) -> No
     assert "ZeroDivisionError: a bug" in line
     assert "log.test" in line
     assert "    ZeroDivisionError: a bug\n" in (folder / "logs" / "log.test").read_text()
+
+
+def failed_start(folder: Path, *options: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.cli.fake_worker", "worker", "--config", "c.toml", "-a", "127.0.0.1"]
+    environ = environment(PYTHONPATH=str(ROOT), **extra)
+    command += ["-p", str(free_port()), "--cpu", "--log", "error", *options]
+    return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [("CUDA out of memory. Tried to\nallocate 2 GiB", "lower the module's batch_size"), ("no kernel", "try --cpu")],
+)
+def test_7_a_warmup_that_fails_ends_the_start_and_says_what_to_do(folder: Path, reason: str, advice: str) -> None:
+    done = failed_start(folder, FAKE_WARMUP_FAILURE=reason)
+    assert done.returncode == 1
+    # The first line is the log's, the last the command's own.
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: module asr has failed: the warmup failed: ")
+    assert advice in last
+    log = (folder / "logs" / "log.test").read_text()
+    assert re.search(r" ERROR moshi_server\.engine\.worker .* the warmup failed: .* module=asr seconds=", log)
+    assert f"    RuntimeError: {reason.splitlines()[0]}" in log
+
+
+def test_7_warmup_is_logged_with_its_duration_before_the_module_is_ready(folder: Path) -> None:
+    with worker(folder) as (process, port):
+        metrics = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+        process.terminate()
+        log = process.communicate(timeout=30)[1]
+    assert re.search(r"INFO .* warmup starts module=asr\n.* INFO .* warmup done module=asr seconds=[\d.e-]+\n", log)
+    assert log.index("warmup done") < log.index("is ready") < log.index("listening on")
+    assert "\nwarmup_success_total 1.0\n" in metrics
+    assert "\nwarmup_duration_seconds_count 1.0\n" in metrics
+    assert "\nwarmup_failure_total 0.0\n" in metrics
+
+
+def test_7_a_warmup_that_is_off_is_logged_and_counted(folder: Path) -> None:
+    (folder / "c.toml").write_text("warmup = { enabled = false }\n" + (folder / "c.toml").read_text())
+    with worker(folder) as (process, port):
+        metrics = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+        process.terminate()
+        log = process.communicate(timeout=30)[1]
+    assert re.search(r"INFO .* warmup skipped: \[warmup\] enabled is false module=asr\n", log)
+    assert "\nwarmup_skipped_total 1.0\n" in metrics
+    assert "\nwarmup_duration_seconds_count 0.0\n" in metrics
+
+
+def test_6_log_json_makes_every_line_an_object(folder: Path) -> None:
+    with worker(folder, "--log-json") as (process, port):
+        refused = httpx.get(f"http://127.0.0.1:{port}/api/asr-streaming", trust_env=False)
+        assert refused.status_code == 426
+        assert httpx.post(f"http://127.0.0.1:{port}/api/asr-streaming", trust_env=False).status_code == 401
+        process.terminate()
+        console = process.communicate(timeout=30)[1]
+    lines = [json.loads(line) for line in console.splitlines()]
+    assert console == (folder / "logs" / "log.test").read_text()
+    assert any(line["message"].startswith("refused") and line["code"] == "missing_credentials" for line in lines)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prlimit is Linux's")
+def test_6_a_file_that_can_not_grow_is_a_warning_and_the_server_goes_on(folder: Path) -> None:
+    import resource
+
+    def refused() -> None:
+        assert httpx.post(f"http://127.0.0.1:{port}/api/asr-streaming", trust_env=False).status_code == 401
+
+    with worker(folder) as (process, port):
+        file = folder / "logs" / "log.test"
+        before = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (file.stat().st_size, before[1]))
+        for _ in range(5):
+            refused()
+        time.sleep(0.3)
+        held = file.read_text().splitlines()
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, before)
+        refused()
+        process.terminate()
+        console = process.communicate(timeout=30)[1]
+        assert process.returncode == 0
+    warnings = [line for line in console.splitlines() if "cannot be written" in line]
+    assert len(warnings) == 1
+    assert LINE.fullmatch(warnings[0])
+    assert console.count("refused") == 6
+    now = file.read_text().splitlines()
+    assert now[: len(held)] == held
+    assert "log lines were lost lines=5" in now[len(held)]
+    assert all(LINE.fullmatch(line) for line in now)
+    assert sum("refused" in line for line in now) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_6_a_full_disk_at_start_is_one_line(folder: Path) -> None:
+    (folder / "logs").mkdir()
+    (folder / "logs" / "log.test").symlink_to("/dev/full")
+    assert "make room there, or set log_dir" in one_error(failed_start(folder))
+
+
+def test_6_each_line_of_a_session_has_its_id(folder: Path) -> None:
+    """One stream of several, followed through the log from its opening to its end."""
+
+    async def talk() -> None:
+        url = f"ws://127.0.0.1:{port}/api/asr-streaming?auth_id=key"
+        async with websockets.connect(url, proxy=None) as one, websockets.connect(url, proxy=None) as two:
+            await one.send(b"not MessagePack")
+            with pytest.raises(websockets.ConnectionClosed):
+                while True:
+                    await one.recv()
+            await two.close()
+
+    with worker(folder) as (process, port):
+        asyncio.run(talk())
+        process.terminate()
+        log = process.communicate(timeout=30)[1]
+    streams = [line for line in log.splitlines() if "stream " in line and "no new streams" not in line]
+    assert len(streams) == 4
+    for number in (1, 2):
+        mine = [line for line in streams if f" session={number} " in line and " module=asr " in line]
+        assert [re.search(r"stream (\w+)", line)[1] for line in mine] == ["opened", "ended"]  # type: ignore[index]

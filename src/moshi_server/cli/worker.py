@@ -39,6 +39,7 @@ def worker(
         float, typer.Option("--log-max-size-mb", min=0.001, help="Begin a new log file at this size.")
     ] = 100,
     log_max_files: Annotated[int, typer.Option("--log-max-files", min=0, help="How many old log files to keep.")] = 10,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Write log lines as JSON objects.")] = False,
 ) -> None:
     """Load the models of a configuration, warm them up, and serve them."""
     from ..config import load_config
@@ -49,7 +50,7 @@ def worker(
 
     load_dotenv()
     loaded = load_config(locate(config))
-    if silent:
+    if silent or log_json:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     output = setup_logging(
         log,
@@ -58,6 +59,7 @@ def worker(
         max_size_mb=log_max_size_mb,
         max_files=log_max_files,
         silent=silent,
+        json_lines=log_json,
     )
     logger = logging.getLogger(__name__)
     try:

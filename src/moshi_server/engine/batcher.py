@@ -103,7 +103,7 @@ class Batcher:
             except SessionError as error:
                 deliveries.append((session, [], error))
             except Exception:
-                logger.exception("stream %d failed", session.id)
+                logger.exception("a stream failed; this is a bug of ours", extra={"fields": {"session": session.id}})
                 deliveries.append((session, [], EngineFailedError("internal error in this stream")))
             else:
                 if frame is not None:
@@ -125,7 +125,10 @@ class Batcher:
             outputs = self._runner.step([session.slot for session in batch], inputs)
         except Exception as error:
             self._failures += 1
-            logger.exception("model step failed for %d streams (%d in a row)", len(batch), self._failures)
+            fields = {"streams": len(batch), "in_a_row": self._failures}
+            logger.exception("a model step failed", extra={"fields": fields})
+            for session in batch:
+                logger.warning("the stream ends: its step failed", extra={"fields": {"session": session.id}})
             if self._failures >= MAX_CONSECUTIVE_FAILURES:
                 raise EngineFailedError(f"the model failed {self._failures} times in a row: {error}") from error
             reason = EngineFailedError("the model failed on this frame", hint="connect again")
@@ -137,7 +140,7 @@ class Batcher:
             try:
                 deliveries.append((session, session.accept(output), None))
             except Exception:
-                logger.exception("stream %d failed", session.id)
+                logger.exception("a stream failed; this is a bug of ours", extra={"fields": {"session": session.id}})
                 deliveries.append((session, [], EngineFailedError("internal error in this stream")))
 
     def _deliver(self, deliveries: list[Delivery]) -> None:

@@ -11,8 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from structlog.contextvars import bind_contextvars
+
 from ..audio import SAMPLE_RATE
-from ..errors import EngineFailedError, GoingAwayError, NoFreeSlotError, SessionError
+from ..errors import EngineFailedError, GoingAwayError, MoshiServerError, NoFreeSlotError, SessionError
 from ..events import Ready
 from .batcher import Batcher
 from .hooks import EngineHooks
@@ -158,7 +160,8 @@ class Engine:
 
     def _check_open(self) -> None:
         if self.status == "failed":
-            raise EngineFailedError(f"module {self.name} has failed: {self.error}", hint="see the server's log")
+            hint = self.error.hint if isinstance(self.error, MoshiServerError) else ""
+            raise EngineFailedError(f"module {self.name} has failed: {self.error}", hint=hint or "see the server's log")
         if self.status in ("draining", "stopped"):
             raise GoingAwayError("the server is shutting down")
         if self.status == "starting":
@@ -170,9 +173,12 @@ class Engine:
         self._hooks.on_close(session.steps)
 
     def _main(self) -> None:
+        bind_contextvars(module=self.name)  # in every line that this thread logs
         try:
             if self._warmup:
                 self._warm_up()
+            else:
+                logger.info("warmup skipped: [warmup] enabled is false")
             if self.status == "starting":
                 self.status = "ready"
             self._begun.set()
@@ -187,18 +193,22 @@ class Engine:
 
     def _warm_up(self) -> None:
         start = time.perf_counter()
-        logger.info("warmup of %s starts", self.name)
+        logger.info("warmup starts")
         try:
             self._runner.warmup()
-        except Exception:
+        except Exception as error:
             self._hooks.on_warmup(time.perf_counter() - start, False)
-            raise
+            failure = warmup_failure(error)
+            fields = {"seconds": time.perf_counter() - start, "hint": failure.hint}
+            logger.error("%s", failure, exc_info=error, extra={"fields": fields})
+            raise failure from error
         seconds = time.perf_counter() - start
         self._hooks.on_warmup(seconds, True)
-        logger.info("warmup of %s done in %.2f s", self.name, seconds)
+        logger.info("warmup done", extra={"fields": {"seconds": seconds}})
 
     def _fail(self, error: Exception) -> None:
-        logger.critical("the model loop of %s has stopped: %s", self.name, error, exc_info=error)
+        if self._begun.is_set():  # before that it was the warm-up, which has said so
+            logger.critical("the model loop has stopped: %s", error, exc_info=error)
         self.error = error
         self.status = "failed"
         self._hooks.on_failure(error)
@@ -210,3 +220,14 @@ class Engine:
                 session.loop.call_soon_threadsafe(session.fail, reason)
             except RuntimeError:  # its event loop is closed: nobody waits any more
                 self._batcher.discard(session)
+
+
+def warmup_failure(error: Exception) -> EngineFailedError:
+    """The error of a warm-up, with what to do about it."""
+    # Torch's own class for this is not known here, and older drivers raise a plain RuntimeError.
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        hint = "lower the module's batch_size, set dtype_override to a smaller type, or end what else uses the memory"
+    else:
+        hint = "the log says where; try --cpu or another dtype_override ([warmup] enabled = false would only hide it)"
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return EngineFailedError(f"the warmup failed: {reason}", hint=hint)

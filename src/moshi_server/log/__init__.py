@@ -1,23 +1,22 @@
 """Sets up logging: one line format on the console and in a file that rotates by day and size, written by one thread.
 
-    2026-11-24 06:18:31.042 INFO moshi_server.engine.worker worker.py:171 warmup of asr done seconds=0.82
+    2026-11-24 06:18:31.042 INFO moshi_server.engine.worker worker.py:171 warmup done module=asr seconds=0.82
 
-Callers use the standard library's `logging`, or structlog, and add ``key=value`` pairs: ``logger.info("...",
-extra={"fields": {...}})`` or ``structlog.get_logger(__name__).info("...", key=value)``. Context variables bound with
-`structlog.contextvars` stand in every line. A caller only puts a record on a bounded queue: what cannot be written in
-time is dropped and counted, never waited for. Only the command line calls `setup_logging`.
+or, for machines, one JSON object a line with the same parts. Callers use the standard library's `logging`, or
+structlog, and add ``key=value`` pairs: ``logger.info("...", extra={"fields": {...}})`` or
+``structlog.get_logger(__name__).info("...", key=value)``. Context variables bound with `structlog.contextvars` stand in
+every line. A caller only puts a record on a bounded queue: what cannot be written in time is dropped and counted, never
+waited for. Only the command line calls `setup_logging`.
 """
 
 from __future__ import annotations
 
 import copy
-import glob
-import json
+import errno
 import logging
 import logging.handlers
-import re
 import sys
-import time
+import threading
 import traceback
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
@@ -26,7 +25,9 @@ from typing import Any, TextIO
 
 import structlog
 
-from .errors import ConfigError
+from ..errors import ConfigError
+from .file import RotatingFile
+from .lines import JsonFormatter, LineFormatter, own_warning
 
 TRACE = 5
 LEVELS = {
@@ -37,124 +38,10 @@ LEVELS = {
     "error": logging.ERROR,
 }
 QUEUE_LINES = 20_000
-REPEAT_SECONDS = 60.0
-"""How often a complaint about logging itself is repeated."""
 NOISY = {"httpx": logging.WARNING, "httpcore": logging.WARNING, "asyncio": logging.WARNING, "filelock": logging.WARNING}
 """Libraries whose lower levels are worth reading only when debugging."""
 OWN_HANDLERS = ("uvicorn", "uvicorn.access", "uvicorn.error", "huggingface_hub", "websockets", "py.warnings")
 """Libraries that set up output of their own; it is taken from them so that their lines look like ours."""
-
-_COLOURS = {"TRACE": "35", "DEBUG": "34", "INFO": "32", "WARN": "33", "ERROR": "31"}
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_PLAIN_VALUE = re.compile(r"[^\s\"'=\x00-\x1f\x7f-\x9f]+")
-
-
-def level_name(number: int) -> str:
-    """The level as a line shows it; critical counts as an error, as upstream has no such level."""
-    for name, bound in (("ERROR", logging.ERROR), ("WARN", logging.WARNING), ("INFO", logging.INFO), ("DEBUG", 10)):
-        if number >= bound:
-            return name
-    return "TRACE"
-
-
-class LineFormatter(logging.Formatter):
-    """One record, one line; a traceback follows, indented, on lines of its own."""
-
-    def __init__(self, *, colour: bool) -> None:
-        super().__init__()
-        self._colour = colour
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the record's line or lines, without a newline at the end."""
-        seconds = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
-        stamp = f"{seconds}.{int(record.created * 1000) % 1000:03d}"
-        level = level_name(record.levelno)
-        target = record.name
-        place = f"{record.filename}:{record.lineno}"
-        message = _one_line(record.getMessage())
-        pairs = [(key, _value(value)) for key, value in getattr(record, "fields", {}).items()]
-        if self._colour:
-            stamp, target, place = (_paint(text, "2") for text in (stamp, target, place))
-            level = _paint(level, _COLOURS[level])
-            text = " ".join([stamp, level, target, place, message, *(f"{_paint(k, '3')}={v}" for k, v in pairs)])
-        else:
-            text = " ".join([stamp, level, target, place, message, *(f"{k}={v}" for k, v in pairs)])
-        if record.exc_text:
-            text += "".join(f"\n    {_one_line(line)}" for line in record.exc_text.splitlines())
-        return text
-
-
-def _paint(text: str, code: str) -> str:
-    return f"\x1b[{code}m{text}\x1b[0m"
-
-
-def _one_line(text: str) -> str:
-    """Return ``text`` with control characters written out, so that no client can forge a line or colour a terminal."""
-    return _CONTROL.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    text = str(value)
-    return text if _PLAIN_VALUE.fullmatch(text) else _one_line(json.dumps(text, ensure_ascii=False))
-
-
-class RotatingFile(logging.handlers.RotatingFileHandler):
-    """A file that moves on to ``.1``, ``.2``, ... at midnight and when it would outgrow ``max_bytes``.
-
-    A failure to write is complained of (once a minute) on ``console``; that line is lost, the next is tried again.
-    """
-
-    def __init__(self, path: Path, *, max_bytes: int, max_files: int, console: TextIO | None) -> None:
-        super().__init__(path, maxBytes=max_bytes, backupCount=max_files, encoding="utf-8", errors="backslashreplace")
-        self._console = console
-        self._day = _day(path.stat().st_mtime if path.stat().st_size else time.time())
-        self._complained = -REPEAT_SECONDS
-        for old in path.parent.glob(f"{glob.escape(path.name)}.*"):
-            if (number := old.name.removeprefix(f"{path.name}.")).isdecimal() and int(number) > max_files:
-                old.unlink()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write one record, after moving on if the day or the size asks for it."""
-        try:
-            text = self.format(record) + self.terminator
-            self._move_on_if_due(record.created, len(text.encode("utf-8", "backslashreplace")))
-            if self.stream is None:
-                self.stream = self._open()
-            self.stream.write(text)
-            self.stream.flush()
-        except Exception as error:
-            self._complain(error)
-
-    def _move_on_if_due(self, now: float, length: int) -> None:
-        today = _day(now)
-        size = self.stream.tell() if self.stream is not None else 0
-        if size and (today > self._day or size + length > self.maxBytes > 0):
-            if self.backupCount > 0:
-                self.doRollover()
-            elif self.stream is not None:  # no old files are to be kept; the stdlib would go on appending
-                self.stream.truncate(0)
-        self._day = max(today, self._day)
-
-    def _complain(self, error: Exception) -> None:
-        # A stream that failed half-way (full disk) keeps its buffer: drop it, and open anew for the next line.
-        stream, self.stream = self.stream, None
-        try:
-            if stream is not None:
-                stream.close()
-        except OSError:
-            pass
-        if time.monotonic() - self._complained < REPEAT_SECONDS or self._console is None:
-            return
-        self._complained = time.monotonic()
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        self._console.write(f"warning: the log file {self.baseFilename} cannot be written: {reason}; lines are lost\n")
-
-
-def _day(seconds: float) -> tuple[int, int]:
-    local = time.localtime(seconds)
-    return local.tm_year, local.tm_yday
 
 
 class _Enqueue(logging.handlers.QueueHandler):
@@ -201,9 +88,7 @@ class _Writer(logging.handlers.QueueListener):
         """Write one record, and before it how many were lost."""
         dropped, self._source.dropped = self._source.dropped, 0
         if dropped:
-            lost = logging.LogRecord(__name__, logging.WARNING, __file__, 0, "log lines were dropped", None, None)
-            lost.fields = {"lines": dropped}
-            super().handle(lost)
+            super().handle(own_warning("log lines were dropped", lines=dropped))
         super().handle(record)
 
 
@@ -216,6 +101,8 @@ class Logging:
         self._console = console
         self._file = file
         self.path = Path(file.baseFilename)
+        self._hooks = (threading.excepthook, sys.unraisablehook)
+        threading.excepthook, sys.unraisablehook = _thread_failed, _ignored
 
     def mute_console(self) -> None:
         """From now on write to the file only; an error that the command line prints itself is not said twice."""
@@ -224,6 +111,7 @@ class Logging:
 
     def close(self) -> None:
         """Write what is queued, then give the root logger back."""
+        threading.excepthook, sys.unraisablehook = self._hooks
         logging.getLogger().removeHandler(self._enqueue)
         self._writer.stop()
         self._file.close()
@@ -238,6 +126,7 @@ def setup_logging(
     max_size_mb: float = 100,
     max_files: int = 10,
     silent: bool = False,
+    json_lines: bool = False,
     console: TextIO | None = None,
 ) -> Logging:
     """Send every logger's lines to the console and to ``directory/log.{instance_name}``.
@@ -249,10 +138,11 @@ def setup_logging(
         max_size_mb: the file moves on before it is larger than this many MiB.
         max_files: how many files that have moved on are kept.
         silent: write nothing to the console.
+        json_lines: write JSON objects, one a line, to both.
         console: where console lines go, by default the error output; in colour only if it is a terminal.
 
     Raises:
-        ConfigError: no such level, or the file cannot be written.
+        ConfigError: no such level, the file cannot be written, or its disk is full.
     """
     if level.lower() not in LEVELS:
         raise ConfigError(f"no such log level {level!r}", hint=f"expected one of {', '.join(LEVELS)}")
@@ -261,15 +151,22 @@ def setup_logging(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = RotatingFile(path, max_bytes=int(max_size_mb * 2**20), max_files=max_files, console=out)
+        try:
+            file.check()
+        except OSError:
+            file.close()
+            raise
     except OSError as error:
         message = f"the log file {path} cannot be written: {error.strerror or error}"
-        raise ConfigError(message, key="log_dir", hint="set log_dir to a folder that this user may write") from error
-    file.setFormatter(LineFormatter(colour=False))
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        hint = "make room there, or set log_dir" if full else "set log_dir to a folder that this user may write"
+        raise ConfigError(message, key="log_dir", hint=hint) from error
+    file.setFormatter(JsonFormatter() if json_lines else LineFormatter(colour=False))
     handlers: list[logging.Handler] = [file]
     screen = None
     if out is not None:
         screen = logging.StreamHandler(out)
-        screen.setFormatter(LineFormatter(colour=out.isatty()))
+        screen.setFormatter(JsonFormatter() if json_lines else LineFormatter(colour=out.isatty()))
         handlers.append(screen)
     enqueue = _Enqueue(Queue(QUEUE_LINES))
     writer = _Writer(enqueue, *handlers)
@@ -295,6 +192,18 @@ def _configure_loggers(level: int, handler: logging.Handler) -> None:
         logging.getLogger(name).setLevel(max(level, least) if level > TRACE else level)
     logging.captureWarnings(True)
     logging.raiseExceptions = False
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    if failure.exc_type is not SystemExit and failure.exc_value is not None:
+        name = failure.thread.name if failure.thread else "?"
+        logging.getLogger("threading").error("thread %s has failed", name, exc_info=failure.exc_value)
+
+
+def _ignored(failure: sys.UnraisableHookArgs) -> None:
+    logging.getLogger("python").error(
+        "%s %r", failure.err_msg or "ignored:", failure.object, exc_info=failure.exc_value
+    )
 
 
 def _to_record(_: Any, __: str, event: MutableMapping[str, Any]) -> tuple[tuple[str], dict[str, Any]]:
