@@ -1,0 +1,1 @@
+"""How the embedded first-tier model was made: data, training, quantization, export and evaluation, runnable."""

@@ -1,0 +1,117 @@
+"""Renders rows of training audio on the device and makes them worse: level, colour, room, band limits, noise; all batched."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from training.synth.speech import SAMPLE_RATE
+
+
+def render(audio: Tensor, segments: Tensor, length: int) -> Tensor:
+    """(B, length) from the long int16 array: each segment read at its own speed, by cubic interpolation."""
+    rows, count, _ = segments.shape
+    source, start, end, speed, gain = segments.unbind(-1)
+    t = torch.arange(length, device=audio.device, dtype=torch.float64).expand(rows, length).contiguous()
+    which = torch.searchsorted(start.contiguous(), t, right=True) - 1
+    inside = which >= 0
+    which = which.clamp(min=0)
+    pick = lambda x: torch.gather(x, 1, which)  # noqa: E731
+    inside &= t < pick(end)
+    position = (pick(source) + (t - pick(start)) * pick(speed)) * inside
+    whole = position.floor().long()
+    f = (position - whole).float()
+    p = [audio[(whole + k).clamp(0, len(audio) - 1)].float() for k in (-1, 0, 1, 2)]
+    value = p[1] + 0.5 * f * (
+        p[2] - p[0] + f * (2 * p[0] - 5 * p[1] + 4 * p[2] - p[3] + f * (3 * (p[1] - p[2]) + p[3] - p[0]))
+    )
+    return value * (inside * pick(gain)).float() / 32768
+
+
+def _uniform(rows: int, low: float, high: float, like: Tensor) -> Tensor:
+    return torch.rand(rows, 1, device=like.device) * (high - low) + low
+
+
+def _chance(rows: int, p: float, like: Tensor) -> Tensor:
+    return (torch.rand(rows, 1, device=like.device) < p).float()
+
+
+def _colour(rows: int, frequencies: Tensor, strength: float, like: Tensor) -> Tensor:
+    """Random smooth gain curves (rows, bins): a tilt, a few broad bumps, and sometimes a low and a high cut."""
+    octave = torch.log2(frequencies.clamp(min=50.0) / 1000)[None]
+    db = strength * _uniform(rows, -4, 4, like) * octave
+    for _ in range(3):
+        centre = _uniform(rows, -3, 3.2, like)
+        width = _uniform(rows, 0.3, 1.5, like)
+        db = db + strength * _uniform(rows, -9, 9, like) * torch.exp(-(((octave - centre) / width) ** 2))
+    f = frequencies[None]
+    low = 60 * 2 ** _uniform(rows, 0, 2.7, like)
+    db = db - _chance(rows, 0.4, like) * 24 * torch.log2((low / f.clamp(min=20)).clamp(min=1))
+    high = SAMPLE_RATE / 2 * 2 ** (-_uniform(rows, 0.1, 1.9, like))
+    db = db - _chance(rows, 0.4, like) * 60 * torch.log2((f / high).clamp(min=1))
+    return 10 ** (db.clamp(-70, 25) / 20)
+
+
+def _rooms(rows: int, size: int, like: Tensor) -> Tensor:
+    """Spectra of random rooms: a direct path and an exponentially fading noise tail."""
+    tail = int(0.5 * SAMPLE_RATE)
+    t = torch.arange(tail, device=like.device)[None] / SAMPLE_RATE
+    t60 = _uniform(rows, 0.08, 0.6, like)
+    level = 10 ** (_uniform(rows, -22, -3, like) / 20)
+    noise = torch.randn(rows, tail, device=like.device) * torch.exp(-6.9 * t / t60) * (t > 0.002)
+    noise = level * noise / noise.square().sum(1, keepdim=True).sqrt().clamp(min=1e-6)
+    noise[:, 0] += 1
+    return torch.fft.rfft(noise, n=size)
+
+
+def _noise(rows: int, length: int, frequencies: Tensor, like: Tensor) -> Tensor:
+    """(rows, length) noise of unit power: white to brown, coloured at random, its level wandering."""
+    spectrum = torch.fft.rfft(torch.randn(rows, length, device=like.device))
+    slope = _uniform(rows, -1.1, 0.1, like)
+    spectrum = spectrum * (frequencies.clamp(min=40)[None] / 1000) ** slope * _colour(rows, frequencies, 1.0, like)
+    noise = torch.fft.irfft(spectrum, n=length)
+    knots = torch.randn(rows, 1, 12, device=like.device) * _chance(rows, 0.5, like)[..., None] * 6
+    wander = torch.nn.functional.interpolate(knots, size=length, mode="linear", align_corners=True)[:, 0]
+    noise = noise * 10 ** (wander / 20)
+    return noise / noise.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6)
+
+
+def augment(clean: Tensor, strength: float) -> Tensor:
+    """(B, L) clean speech -> the same made worse; `strength` 0 to 1 grows as training goes on."""
+    rows, length = clean.shape
+    size = 2 ** math.ceil(math.log2(length + SAMPLE_RATE // 2))
+    size = min(size, length + SAMPLE_RATE // 2 + (-(length + SAMPLE_RATE // 2)) % 1920)
+    frequencies = torch.fft.rfftfreq(size, 1 / SAMPLE_RATE).to(clean.device)
+    spectrum = torch.fft.rfft(clean, n=size)
+    coloured = _chance(rows, 0.75 * strength + 0.1, clean)
+    curve = _colour(rows, frequencies, strength, clean)
+    spectrum = spectrum * (coloured * curve + (1 - coloured))
+    roomy = _chance(rows, 0.5 * strength, clean)
+    spectrum = spectrum * (roomy * _rooms(rows, size, clean) + (1 - roomy))
+    speech = torch.fft.irfft(spectrum, n=size)[:, :length]
+
+    # Speech power where there is speech, not over the pauses.
+    loud = speech.square()
+    active = (loud > 0.01 * loud.amax(1, keepdim=True)).float()
+    power = (loud * active).sum(1, keepdim=True) / active.sum(1, keepdim=True).clamp(min=1)
+    noise = _noise(rows, length, torch.fft.rfftfreq(length, 1 / SAMPLE_RATE).to(clean.device), clean)
+    babble = speech.roll(1, 0).roll(length // 3, 1) + speech.roll(2, 0).roll(length // 2, 1) + speech.roll(3, 0).roll(length // 5, 1)
+    babble = (babble + speech.roll(5, 0).flip(1)) / 2
+    babbling = _chance(rows, 0.15, clean)
+    babble = babble / babble.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6)
+    noise = babbling * babble + (1 - babbling) * noise
+    low = 30 - 25 * strength
+    snr = _uniform(rows, low, 45, clean)
+    snr = snr + 6 * babbling
+    noisy = _chance(rows, 0.35 + 0.4 * strength, clean)
+    # What sounds clean still has a noise floor now and then, at times a digital silence.
+    floor = _uniform(rows, 45, 90, clean)
+    snr = noisy * snr + (1 - noisy) * floor
+    silent = _chance(rows, 0.2, clean) * (1 - noisy)
+    out = speech + (1 - silent) * noise * power.sqrt() * 10 ** (-snr / 20)
+
+    level = 10 ** (_uniform(rows, -34, -1, clean) / 20)
+    out = out * level / out.abs().amax(1, keepdim=True).clamp(min=1e-5)
+    hot = _chance(rows, 0.08 * strength, clean)
+    out = hot * (out * 4).clamp(-0.9, 0.9) + (1 - hot) * out
+    return out.clamp(-1, 1)

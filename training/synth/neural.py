@@ -1,0 +1,120 @@
+"""Kokoro and Piper through onnxruntime; word times are the models' own phoneme durations, exposed as a graph output."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.synth.speech import SAMPLE_RATE, Speech, merge_words, resample
+from training.vocabulary import LEXICON_GB, LEXICON_US
+
+
+def _session(path: Path, durations: str, threads: int) -> Any:
+    """An onnxruntime session of the model with the named inner tensor added to its outputs."""
+    import onnx
+    import onnxruntime
+
+    model = onnx.load(str(path))
+    model.graph.output.append(onnx.ValueInfoProto(name=durations))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _pronounce(sentence: str, british: bool, rng: random.Random) -> list[tuple[str, bool]]:
+    """Each word's phonemes, and whether a pause follows."""
+    lexicon = LEXICON_GB if british else LEXICON_US
+    return [(rng.choice(lexicon[w.rstrip(",")].split(" ")), w.endswith(",")) for w in sentence.split()]
+
+
+class Kokoro:
+    """Kokoro-82M (int8 ONNX, Apache-2.0); `voices` holds one (510, 256) float32 style table a file."""
+
+    FRAME = 600  # samples of output a duration unit
+
+    def __init__(self, model: Path, vocab: Path, voices: Path, threads: int = 1) -> None:
+        self.session = _session(model, "/encoder/Clip_output_0", threads)
+        self.vocab: dict[str, int] = json.loads(vocab.read_text())["vocab"]
+        self.voices = voices
+        self.styles: dict[str, np.ndarray] = {}
+
+    def style(self, voice: str) -> np.ndarray:
+        """The style table of a voice, or of a blend `a*0.4+b*0.6`."""
+        if voice not in self.styles:
+            total = np.zeros((510, 256), np.float32)
+            for part in voice.split("+"):
+                name, _, weight = part.partition("*")
+                table = np.fromfile(self.voices / f"{name}.bin", np.float32).reshape(-1, 256)
+                total += float(weight or 1) * table[:510]
+            self.styles[voice] = total
+        return self.styles[voice]
+
+    def say(self, sentence: str, voice: str, speed: float, rng: random.Random) -> Speech:
+        replacements = [("oʊ", "O"), ("əʊ", "Q"), ("eɪ", "A"), ("aɪ", "I"), ("ɔɪ", "Y"), ("aʊ", "W"), ("tʃ", "ʧ")]
+        ids = [0]
+        ranges: list[tuple[int, int]] = []
+        for phonemes, pause in _pronounce(sentence, voice.startswith("b"), rng):
+            for old, new in replacements:
+                phonemes = phonemes.replace(old, new)
+            if ranges:
+                ids.append(self.vocab[" "])
+            ranges.append((len(ids), len(ids) + len(phonemes)))
+            ids += [self.vocab[p] for p in phonemes]
+            if pause:
+                ids.append(self.vocab[","])
+        ids += [self.vocab[rng.choice([".", ".", "!", "?", ","])], 0]
+        style = self.style(voice)[min(len(ids) - 2, 509)]
+        feeds = {
+            "tokens": np.array([ids], np.int64),
+            "style": style[None],
+            "speed": np.array([speed], np.float32),
+        }
+        audio, durations = self.session.run(None, feeds)
+        ends = np.cumsum(np.asarray(durations).reshape(-1).astype(np.float64)) * self.FRAME / SAMPLE_RATE
+        spans = [(float(ends[a - 1]), float(ends[b - 1])) for a, b in ranges]
+        return Speech(np.asarray(audio, np.float32).reshape(-1), merge_words(sentence, spans))
+
+
+class Piper:
+    """A Piper VITS voice (`en_US-joe-medium`, CC0)."""
+
+    HOP = 256
+
+    def __init__(self, model: Path, threads: int = 1) -> None:
+        self.session = _session(model, "/Ceil_output_0", threads)
+        config = json.loads(Path(f"{model}.json").read_text())
+        self.ids: dict[str, list[int]] = config["phoneme_id_map"]
+        self.rate: int = config["audio"]["sample_rate"]
+
+    def say(self, sentence: str, speed: float, noise: float, rng: random.Random) -> Speech:
+        ids = [*self.ids["^"], *self.ids["_"]]
+        ranges: list[tuple[int, int]] = []
+
+        def push(symbol: str) -> None:
+            ids.extend([*self.ids[symbol], *self.ids["_"]])
+
+        for phonemes, pause in _pronounce(sentence, False, rng):
+            if ranges:
+                push(" ")
+            first = len(ids)
+            for p in phonemes:
+                push(p)
+            ranges.append((first, len(ids)))
+            if pause:
+                push(",")
+        push(rng.choice([".", ".", "!", ","]))
+        ids += self.ids["$"]
+        feeds = {
+            "input": np.array([ids], np.int64),
+            "input_lengths": np.array([len(ids)], np.int64),
+            "scales": np.array([noise, 1 / speed, 0.8], np.float32),
+        }
+        audio, durations = self.session.run(None, feeds)
+        ends = np.cumsum(np.asarray(durations).reshape(-1)) * self.HOP / self.rate
+        spans = [(float(ends[a - 1]), float(ends[b - 1])) for a, b in ranges]
+        samples = resample(np.asarray(audio, np.float32).reshape(-1), self.rate)
+        return Speech(samples, merge_words(sentence, spans))

@@ -1,0 +1,160 @@
+"""Write one shard of speech: `python -m training.synthesize --engine espeak --split train --minutes 60 --seed 1 --out DIR`."""
+
+import argparse
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+from training import sentences, voices
+from training.shard import ShardWriter, tighten
+from training.synth.speech import Speech
+
+# split: (voices held out?, evaluation sentences?, mix)
+SPLITS = {
+    "train": (False, False, sentences.TRAIN_MIX),
+    "seen": (False, True, sentences.NUMBER_MIX),
+    "unseen": (True, True, sentences.NUMBER_MIX),
+    "seen-mixed": (False, True, sentences.MIXED_MIX),
+    "unseen-mixed": (True, True, sentences.MIXED_MIX),
+}
+Speak = Callable[[str, random.Random, bool], tuple[str, Speech]]
+
+
+def _kokoro(assets: Path) -> Speak:
+    from training.synth.neural import Kokoro
+
+    engine = Kokoro(assets / "kokoro.onnx", assets / "kokoro_vocab.json", assets / "kokoro_voices")
+
+    def speak(text: str, rng: random.Random, held_out: bool) -> tuple[str, Speech]:
+        voice = voices.pick_kokoro(rng, held_out)
+        return voice, engine.say(text, voice, rng.uniform(0.8, 1.35), rng)
+
+    return speak
+
+
+def _piper(assets: Path) -> Speak:
+    from training.synth.neural import Piper
+
+    engine = Piper(assets / "en_US-joe-medium.onnx")
+
+    def speak(text: str, rng: random.Random, held_out: bool) -> tuple[str, Speech]:
+        return "joe", engine.say(text, rng.uniform(0.8, 1.4), rng.uniform(0.4, 0.9), rng)
+
+    return speak
+
+
+def _espeak(assets: Path) -> Speak:
+    from training.synth.espeak import Espeak
+
+    engine = Espeak()
+
+    def speak(text: str, rng: random.Random, held_out: bool) -> tuple[str, Speech]:
+        voice = voices.pick_espeak(rng, held_out)
+        return voice, engine.say(text, voice, rate=rng.randint(115, 250), pitch=rng.randint(25, 75), span=rng.randint(20, 80))
+
+    return speak
+
+
+def _mbrola(assets: Path) -> Speak:
+    from training.synth.espeak import Espeak
+
+    engine = Espeak()
+
+    def speak(text: str, rng: random.Random, held_out: bool) -> tuple[str, Speech]:
+        voice = rng.choice(voices.MBROLA)
+        return voice, engine.say(text, voice, rate=rng.randint(125, 200), pitch=rng.randint(40, 60), span=50)
+
+    return speak
+
+
+def _flite(assets: Path) -> Speak:
+    from training.synth.classic import flite
+
+    def speak(text: str, rng: random.Random, held_out: bool) -> tuple[str, Speech]:
+        names = voices.HELD_OUT["flite"] if held_out else [v for v in voices.FLITE if v not in voices.HELD_OUT["flite"]]
+        voice = rng.choice(names)
+        return voice, flite(text, voice, stretch=rng.uniform(0.75, 1.25), rng=rng)
+
+    return speak
+
+
+def _festival(assets: Path) -> Speak:
+    from training.synth.classic import Festival
+
+    engine = Festival()
+
+    def speak(text: str, rng: random.Random, held_out: bool) -> tuple[str, Speech]:
+        out = voices.HELD_OUT["festival"]
+        voice = rng.choice(out if held_out else [v for v in voices.FESTIVAL if v not in out])
+        return voice, engine.say(text, voice, stretch=rng.uniform(0.75, 1.25))
+
+    return speak
+
+
+def _pico(assets: Path) -> Speak:
+    from training.synth.classic import pico
+
+    def speak(text: str, rng: random.Random, held_out: bool) -> tuple[str, Speech]:
+        voice = rng.choice(voices.PICO)
+        return voice, pico(text, voice, rate=rng.randint(80, 130), pitch=rng.randint(85, 120))
+
+    return speak
+
+
+def _asterisk(assets: Path) -> Speak:
+    from training.synth.classic import Prompts
+
+    engine = Prompts()
+
+    def speak(text: str, rng: random.Random, held_out: bool) -> tuple[str, Speech]:
+        return "allison", engine.say(text, rng)
+
+    return speak
+
+
+ENGINES: dict[str, Callable[[Path], Speak]] = {
+    "espeak": _espeak,
+    "mbrola": _mbrola,
+    "flite": _flite,
+    "festival": _festival,
+    "piper": _piper,
+    "kokoro": _kokoro,
+    "pico": _pico,
+    "asterisk": _asterisk,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--engine", choices=ENGINES, required=True)
+    parser.add_argument("--split", choices=SPLITS, default="train")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop at this much speech")
+    parser.add_argument("--count", type=int, default=10**9, help="or at this many utterances")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--assets", type=Path, default=Path(os.environ.get("TRAINING_ASSETS", "training/work/assets")))
+    args = parser.parse_args()
+    speak = ENGINES[args.engine](args.assets)
+    held_out, evaluation, mix = SPLITS[args.split]
+    writer = ShardWriter(args.out / f"{args.split}-{args.engine}-{args.seed}")
+    while writer.seconds < args.minutes * 60 and writer.count < args.count:
+        # One generator an utterance, so that a resumed shard goes on as it would have.
+        tries = 0
+        while True:
+            rng = random.Random(f"{args.split}/{args.engine}/{args.seed}/{writer.count}/{tries}")
+            text = sentences.sentence(rng, evaluation=evaluation, mix=mix)
+            tries += 1
+            try:
+                voice, speech = speak(text, rng, held_out)
+                speech = tighten(speech)
+                break
+            except ValueError as error:
+                print(f"skipped: {error}", flush=True)
+        writer.add(args.engine, voice, text, speech)
+    writer.close()
+    print(f"{args.split} {args.engine}: {writer.count} utterances, {writer.seconds / 60:.1f} min")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""Train the embedded model by the clock: `python -m training.train --data DIR --eval DIR --out DIR --minutes 9`.
+
+Three parts of one run: latents unquantized, then codebooks by k-means and a straight-through pass, learning rate falling all
+the while. `--resume` starts from a checkpoint whose codebooks, if it has them, stay in use.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from training import corpus, targets
+from training.augment import augment, render
+from training.evaluate_direct import evaluate_sets
+from training.mixing import FRAME, Rows
+from training.model import MelTarget, Outputs, TrainingModel
+
+
+@dataclasses.dataclass
+class Settings:
+    data: list[Path]
+    eval: list[Path]
+    out: Path
+    minutes: float
+    steps: int
+    batch: int
+    frames: int
+    rate: float
+    quantize_at: float
+    warmup: int
+    workers: int
+    seed: int
+    compile: bool
+    resume: Path | None
+    device: str
+    strength: float
+    eval_every: float
+    eval_limit: int
+
+
+def drop_text(text: Tensor, start_token: int) -> Tensor:
+    """The text the LM is fed: the targets one step late, some of them hidden or wrong so that it must listen."""
+    fed = torch.cat([torch.full_like(text[:, :1], start_token), text[:, :-1]], dim=1)
+    rows = torch.rand(len(text), 1, device=text.device)
+    share = torch.where(rows < 0.3, 0.0, torch.where(rows < 0.9, 0.2, 0.5))
+    dropped = torch.rand(fed.shape, device=fed.device) < share
+    dropped[:, 0] = False
+    fed = torch.where(dropped, torch.full_like(fed, targets.PAD), fed)
+    wrong = torch.rand(fed.shape, device=fed.device) < 0.01
+    wrong[:, 0] = False
+    other = torch.randint(4, targets.VOCABULARY, fed.shape, device=fed.device)
+    other = torch.where(torch.rand(fed.shape, device=fed.device) < 0.3, torch.zeros_like(other), other)
+    return torch.where(wrong, other, fed)
+
+
+def losses(out: Outputs, batch: dict[str, Tensor], mels: Tensor) -> dict[str, Tensor]:
+    text = functional.cross_entropy(out.logits.flatten(0, 1).float(), batch["text"].flatten())
+    pauses = functional.cross_entropy(out.pauses.flatten(0, 2).float(), (~batch["pauses"]).long().flatten())
+    phones = functional.cross_entropy(out.phones.flatten(0, 2).float(), batch["phones"].flatten())
+    mel = functional.mse_loss(out.mels.float(), mels)
+    return {"text": text, "pauses": pauses, "phones": phones, "mel": mel, "commitment": out.commitment}
+
+
+def parameter_groups(model: torch.nn.Module, decay: float) -> list[dict[str, object]]:
+    """Weight decay for matrices and kernels only."""
+    wide = [p for n, p in model.named_parameters() if p.dim() > 1 and "emb" not in n and "alpha" not in n]
+    seen = {id(p) for p in wide}
+    rest = [p for p in model.parameters() if id(p) not in seen]
+    return [{"params": wide, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def save(path: Path, model: TrainingModel, ema: dict[str, Tensor], step: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = {k: v.detach().cpu() for k, v in ema.items()}
+    torch.save({"model": half, "quantized": model.quantizer.on, "step": step}, path)
+
+
+def load(path: Path, model: TrainingModel) -> None:
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    model.load_state_dict(saved["model"])
+    model.quantizer.on = bool(saved["quantized"])
+    model.mimi.quantizer.refresh()
+
+
+def train(settings: Settings) -> None:
+    device = torch.device(settings.device)
+    torch.manual_seed(settings.seed)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    began = time.monotonic()
+    audio, items = corpus.load(settings.data, processes=max(1, settings.workers * 3))
+    held, held_items = corpus.load(settings.eval)
+    engines: dict[str, float] = {}
+    for item in items:
+        engines[item.utterance.engine] = engines.get(item.utterance.engine, 0) + item.utterance.samples / 24000 / 60
+    print(f"minutes by engine {({k: round(v, 1) for k, v in engines.items()})}, {len(items)} utterances", flush=True)
+    rows = Rows(items, settings.frames, settings.seed)
+    loader = iter(
+        torch.utils.data.DataLoader(
+            rows,
+            settings.batch,
+            num_workers=settings.workers,
+            pin_memory=device.type == "cuda",
+            prefetch_factor=4 if settings.workers else None,
+        )
+    )
+    source = torch.from_numpy(audio).to(device)
+    model = TrainingModel().to(device)
+    if settings.resume:
+        load(settings.resume, model)
+    mel_target = MelTarget().to(device)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=settings.rate, betas=(0.9, 0.98), fused=device.type == "cuda")
+    ema = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    run = torch.compile(model) if settings.compile else model
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, ready after {time.monotonic() - began:.0f} s", flush=True)
+    begin_clock = time.monotonic()
+    last_eval = begin_clock
+    means: dict[str, float] = {}
+    curve = open(settings.out / "curve.jsonl", "a")  # noqa: SIM115
+    step = 0
+    while True:
+        spent = (time.monotonic() - begin_clock) / 60
+        progress = step / settings.steps if settings.steps else spent / settings.minutes
+        if progress >= 1:
+            break
+        rate = settings.rate * min(1, (step + 1) / settings.warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        batch = {k: v.to(device, non_blocking=True) for k, v in next(loader).items()}
+        clean = render(source, batch["segments"], settings.frames * FRAME)
+        grown = settings.strength * (1.0 if settings.resume else min(1.0, 0.25 + 2.5 * progress))
+        pcm = augment(clean, grown)
+        if not model.quantizer.on and progress >= settings.quantize_at:
+            begin_quantizer(model, pcm, lambda: augment(render(source, next_segments(loader, device), settings.frames * FRAME), grown))
+            run = torch.compile(model) if settings.compile else model
+        fed = drop_text(batch["text"], model.lm.spec.text_start_token)
+        mels = mel_target(clean / clean.abs().amax(1, keepdim=True).clamp(min=1e-4))
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            out = run(pcm, fed, learn=model.training)
+        parts = losses(out, batch, mels)
+        fade = max(0.0, 1 - progress / 0.9)
+        loss = parts["text"] + 0.1 * parts["pauses"] + (0.05 + 0.3 * fade) * parts["phones"] + 0.2 * fade * parts["mel"]
+        loss = loss + 0.1 * parts["commitment"]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        if step % 10 == 0:
+            keep = min(0.998, step / (step + 20)) ** 10
+            with torch.no_grad():
+                for name, value in model.state_dict().items():
+                    if value.is_floating_point() and "codebooks" not in name:
+                        ema[name].lerp_(value, 1 - keep)
+                    else:
+                        ema[name].copy_(value)
+        if step % 50 == 0 or step == 1:
+            for key, value in parts.items():
+                means[key] = float(value)
+            line = {"step": step, "minutes": round(spent, 2), "rate": rate, **{k: round(v, 4) for k, v in means.items()}}
+            curve.write(json.dumps(line) + "\n")
+            curve.flush()
+            if step % 200 == 0 or step <= 50:
+                print(json.dumps(line), flush=True)
+        if settings.eval_every and time.monotonic() - last_eval > settings.eval_every * 60:
+            last_eval = time.monotonic()
+            save(settings.out / "last.pt", model, ema, step)
+            report(model, ema, held, held_items, settings.eval_limit)
+    save(settings.out / "last.pt", model, ema, step)
+    print(f"{step} steps in {(time.monotonic() - begin_clock) / 60:.1f} min", flush=True)
+    report(model, ema, held, held_items, 10**9)
+
+
+def next_segments(loader: object, device: torch.device) -> Tensor:
+    segments: Tensor = next(loader)["segments"]  # type: ignore[call-overload]
+    return segments.to(device)
+
+
+@torch.no_grad()
+def begin_quantizer(model: TrainingModel, pcm: Tensor, more: "object") -> None:
+    """Collect latents of a few batches and place the centroids."""
+    blocks = []
+    for _ in range(8):
+        blocks.append(model.encode(pcm).flatten(0, 1).float())
+        pcm = more()  # type: ignore[operator]
+    model.quantizer.begin(torch.cat(blocks)[:60_000])
+    print("codebooks placed", flush=True)
+
+
+def report(model: TrainingModel, ema: dict[str, Tensor], held: np.ndarray, items: list[corpus.Located], limit: int) -> None:
+    """Word error rates of the averaged weights."""
+    current = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    model.load_state_dict(ema)
+    model.mimi.quantizer.refresh()
+    model.eval()
+    began = time.monotonic()
+    scores = evaluate_sets(model, held, items, limit=limit)
+    line = {name: round(score.wer, 1) for name, score in scores.items()}
+    print(f"WER {line} ({time.monotonic() - began:.0f} s)", flush=True)
+    model.load_state_dict(current)
+    model.mimi.quantizer.refresh()
+    model.train()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, nargs="+", required=True)
+    parser.add_argument("--eval", type=Path, nargs="+", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--steps", type=int, default=0, help="train this many steps instead of by the clock")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--frames", type=int, default=160)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--quantize-at", type=float, default=0.5)
+    parser.add_argument("--warmup", type=int, default=200)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--resume", type=Path)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--strength", type=float, default=1.0)
+    parser.add_argument("--eval-every", type=float, default=2.5)
+    parser.add_argument("--eval-limit", type=int, default=20)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    train(Settings(**vars(args)))
+
+
+if __name__ == "__main__":
+    main()
