@@ -8,6 +8,9 @@ from torch.nn import functional
 
 from moshi_server.model.streaming import State, StreamingModule, leaf
 
+# Measured on a CPU, with Mimi's sizes and with tiny ones; at a hundred windows the library's convolution is as fast.
+_FEW_WINDOWS = 16
+
 
 class CausalConv1d(StreamingModule):
     """A convolution that sees only the past: ``kernel - stride`` samples of history come before the input.
@@ -63,7 +66,16 @@ class CausalConv1d(StreamingModule):
                 begun.index_fill_(0, slots, True)
             x = torch.cat([past, x], dim=-1)
             previous.index_copy_(0, slots, x[..., -self.history :])
-        y: Tensor = self.conv(x)
+        return self._convolve(x)
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        """What ``self.conv`` gives; the few windows of one frame are two to three times faster as a product."""
+        conv = self.conv
+        kernel, stride = conv.kernel_size[0], conv.stride[0]
+        if conv.dilation[0] == 1 and kernel > 1 and x.shape[-1] - kernel < _FEW_WINDOWS * stride:
+            windows = x.unfold(-1, kernel, stride).transpose(1, 2).flatten(2)
+            return functional.linear(windows, conv.weight.flatten(1), conv.bias).transpose(1, 2)
+        y: Tensor = conv(x)
         return y
 
 
