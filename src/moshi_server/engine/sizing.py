@@ -125,7 +125,7 @@ def _speech_to_text(name: str, module: AsrConfig | BatchedAsrConfig, read: ReadH
         module.batch_size,
         module.dtype_override,
         weights=(
-            Weights(_key(module.lm_model_file, codebooks), lm_cost),
+            Weights(_key(module.lm_model_file, lm), lm_cost),
             Weights(_key(module.audio_tokenizer_file, codebooks), codec_weights(codec, origin, codebooks)),
         ),
         per_stream=stt_stream(lm, codec, origin),
