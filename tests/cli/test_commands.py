@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from moshi_server.cli.validate import VARIABLES
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
@@ -91,7 +94,7 @@ def test_1_worker_has_the_options_of_upstream_and_ours(tmp_path: Path) -> None:
 
 
 def test_1_validate_accepts_published_files(tmp_path: Path) -> None:
-    done = moshi_server("validate", *map(str, PUBLISHED), cwd=tmp_path)
+    done = moshi_server("validate", "-q", *map(str, PUBLISHED), cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert [line.split(":")[1:] for line in done.stdout.splitlines()] == [
         [" ok", " asr (BatchedAsr)"], [" ok", " asr (BatchedAsr)"], [" ok", " tts_py (Py)"]
@@ -102,7 +105,7 @@ def test_1_validate_reports_file_key_and_reason_of_each_fault(tmp_path: Path) ->
     (tmp_path / "good.toml").write_text(EMPTY)
     (tmp_path / "bad.toml").write_text(EMPTY.replace('"logs"', "3") + "wramup = 1\n")
     (tmp_path / "worse.toml").write_text("= 3")
-    done = moshi_server("validate", "bad.toml", "good.toml", "worse.toml", "gone.toml", cwd=tmp_path)
+    done = moshi_server("validate", "-q", "bad.toml", "good.toml", "worse.toml", "gone.toml", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stdout == "good.toml: ok: no modules\n"
     faults = done.stderr.splitlines()
@@ -127,6 +130,86 @@ def test_3_dotenv_is_loaded_before_the_configuration_and_what_is_set_wins(tmp_pa
     (tmp_path / ".env").write_text("WHERE=from-dotenv\n")
     assert "no file from-dotenv/v.py" in one_error(moshi_server("validate", "c.toml", cwd=tmp_path))
     assert "no file set/v.py" in one_error(moshi_server("validate", "c.toml", cwd=tmp_path, WHERE="set"))
+
+
+ORIGINS = (
+    EMPTY
+    + """
+[warmup]
+enabled = false
+[modules.tts]
+type = "Py"
+path = "$ROUTE"
+batch_size = 4
+text_tokenizer_file = "hf://$ORGANIZATION/${REPOSITORY}/text.model"
+text_bos_token = 1
+[modules.tts.py]
+n_q = 24
+api_token = "a-token-of-the-script"
+greeting = "$GREETING_SECRET"
+"""
+)
+
+
+def origins_shown(folder: Path, **environ: str) -> tuple[str, dict[str, tuple[str, str]]]:
+    """What `validate` prints, and in it each key's value and origin."""
+    done = moshi_server("validate", "c.toml", cwd=folder, **environ)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = (re.split(r"  +", line.strip()) for line in done.stdout.splitlines() if line.startswith("  "))
+    return done.stdout, {key: (value, source) for key, value, source in rows}
+
+
+def test_3_validate_shows_where_each_value_comes_from(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(ORIGINS)
+    (tmp_path / ".env").write_text("ROUTE=/from-dotenv\nORGANIZATION=lost\nMOSHI_VRAM_RESERVED_MB=256\n")
+    environ = {"ORGANIZATION": "kyutai", "REPOSITORY": "tts", "GREETING_SECRET": "hush-hush-hush", "HF_HOME": "/hub"}
+    _, rows = origins_shown(tmp_path, **environ)
+    assert rows["log_dir"] == ('"logs"', "file")
+    assert rows["warmup.enabled"] == ("false", "file")
+    assert rows["shutdown_grace_seconds"] == ("30.0", "default")
+    assert rows["modules.tts.batch_size"] == ("4", "file")
+    assert rows["modules.tts.device"] == ("none", "default")
+    assert rows["modules.tts.path"] == ('"/from-dotenv"', "file, $ROUTE of .env")
+    assert rows["modules.tts.text_tokenizer_file"] == (
+        '"hf://kyutai/tts/text.model"', "file, $ORGANIZATION of environment, $REPOSITORY of environment"
+    )  # fmt: skip
+    assert rows["modules.tts.text_bos_token"] == ("1", "file")
+    assert rows["modules.tts.py.n_q"] == ("24", "file")
+    assert rows["MOSHI_VRAM_RESERVED_MB"] == ('"256"', ".env")
+    assert rows["MOSHI_PER_BATCH_ITEM_MB"][1] == "default"
+    assert rows["HF_HOME"] == ('"/hub"', "environment")
+    assert rows["HF_HUB_OFFLINE"] == ("0", "default")
+
+
+def test_3_validate_masks_every_secret(tmp_path: Path) -> None:
+    secrets = {
+        "GREETING_SECRET": "hush-hush-hush",
+        "BETTER_AUTH_SECRET": "never-to-be-seen-by-anyone-at-all",
+        "HF_TOKEN": "hf_abcdefghijklmnop",
+        "MOSHI_API_KEY": "an-api-key-of-some-length, short",
+    }
+    (tmp_path / "c.toml").write_text(ORIGINS.replace('["key"]', '["the-key-of-the-file"]'))
+    places = {"ROUTE": "/r", "ORGANIZATION": "o", "REPOSITORY": "r"}
+    text, rows = origins_shown(tmp_path, **secrets, **places)
+    for secret in ("hush-", "never-to", "hf_abc", "api-key-of", "short", "key-of-the", "a-token-of"):
+        assert secret not in text
+    assert rows["authorized_ids"] == ("the-ke...file", "file")
+    assert rows["MOSHI_API_KEY"] == ("an-api...ngth, *hidden*", "environment")
+    assert rows["BETTER_AUTH_SECRET"] == rows["HF_TOKEN"] == ("*hidden*", "environment")
+    assert rows["modules.tts.py.greeting"] == ("*hidden*", "file, $GREETING_SECRET of environment")
+    assert rows["modules.tts.py.api_token"] == ("*hidden*", "file")
+
+
+def test_3_validate_refuses_a_variable_that_makes_no_sense(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(EMPTY)
+    done = moshi_server("validate", "c.toml", cwd=tmp_path, MOSHI_PER_BATCH_ITEM_MB="much")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: MOSHI_PER_BATCH_ITEM_MB: expected a number above 0, got 'much'")
+
+
+def test_3_the_example_of_dotenv_names_every_variable() -> None:
+    text = (ROOT / ".env.example").read_text(encoding="utf-8")
+    assert set(re.findall(r"^# ([A-Z_]+)=", text, re.MULTILINE)) == set(VARIABLES)
 
 
 def test_1_configs_lists_all_that_are_shipped(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from .modules import (
     TtsConfig,
     WarmupConfig,
 )
+from .origins import Origin, looks_secret, origins
 
 __all__ = [
     "AsrConfig",
@@ -40,6 +41,7 @@ __all__ = [
     "MimiConfig",
     "Module",
     "ModuleConfig",
+    "Origin",
     "PyBatchedAsrConfig",
     "PyConfig",
     "PyPostConfig",
@@ -49,4 +51,6 @@ __all__ = [
     "WarmupConfig",
     "check_config",
     "load_config",
+    "looks_secret",
+    "origins",
 ]

@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from .explain import explain
 from .modules import Config
 
-_VARIABLE = re.compile(r"\$(?:(\$)|([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})")
+VARIABLE = re.compile(r"\$(?:(\$)|([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})")
 
 
 def load_config(path: str | os.PathLike[str], env: Mapping[str, str] | None = None) -> Config:
@@ -91,6 +91,6 @@ def _substitute(value: Any, env: Mapping[str, str], key: tuple[str, ...], file: 
                 faults.append(ConfigError(message, file=file, key=".".join(key), hint=hint))
                 return match.group()
 
-            return _VARIABLE.sub(replacement, value)
+            return VARIABLE.sub(replacement, value)
         case _:
             return value
