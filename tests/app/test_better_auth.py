@@ -60,7 +60,7 @@ class BetterAuth:
         self, path: str, body: dict[str, str] | None, sent: dict[str, str] | None = None
     ) -> dict[str, str]:
         headers = {"origin": "http://127.0.0.1", "cookie": join(sent or {})}
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=60) as client:  # hashing a password takes its time on a busy machine
             url = self.url + path
             answer = await (
                 client.get(url, headers=headers) if body is None else client.post(url, json=body, headers=headers)

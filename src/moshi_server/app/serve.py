@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from ..auth import Authenticator
 from ..config import Config
 from ..engine.build import BuiltModule, build_engines
-from ..metrics import Metrics
+from ..gpu.probe import MemoryReader
+from ..metrics import Metrics, SystemReading
 from .factory import create_app, hooks_for, limits_of
 from .module import ServedModule
 from .routes import ServerState
@@ -34,7 +35,7 @@ def run(config: Config, *, host: str, port: int, cpu: bool, env: Mapping[str, st
     """
     listener = listen(host, port)
     try:
-        metrics = Metrics()
+        metrics = Metrics(None if cpu else gpu_reader())
         built = build_engines(
             config, device="cpu" if cpu else None, hooks_for=lambda _, kind: hooks_for(metrics.module(kind))
         )
@@ -55,6 +56,17 @@ def run(config: Config, *, host: str, port: int, cpu: bool, env: Mapping[str, st
         return 0
     finally:
         listener.close()
+
+
+def gpu_reader() -> Callable[[], SystemReading | None]:
+    """What the ``system_*`` gauges show: all GPUs together, or nothing where there is none."""
+    read = MemoryReader()
+
+    def reading() -> SystemReading | None:
+        found = read()
+        return None if found is None else SystemReading(*found)
+
+    return reading
 
 
 def authenticator(config: Config, env: Mapping[str, str]) -> Authenticator:
