@@ -173,6 +173,9 @@ def choose_dtype(override: str | None, device: torch.device) -> torch.dtype:
 
     if override is not None:
         return {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[override]
+    if device.type == "cpu":
+        native = torch.cpu.get_capabilities()
+        return torch.bfloat16 if native.get("avx512_bf16") or native.get("amx_bf16") else torch.float32
     if device.type != "cuda":
         return torch.float32
     major, _ = torch.cuda.get_device_capability(device)
