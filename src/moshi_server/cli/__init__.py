@@ -9,7 +9,7 @@ import typer
 
 from .. import __version__
 from ..errors import MoshiServerError
-from . import configs, demo, plan, transcribe, validate, worker
+from . import configs, demo, plan, token, transcribe, validate, worker
 
 app = typer.Typer(
     name="moshi-server",
@@ -24,6 +24,7 @@ app.command()(configs.configs)
 app.command()(plan.plan)
 app.command()(demo.demo)
 app.command()(transcribe.transcribe)
+app.command()(token.token)
 
 
 def _version(wanted: bool) -> None:
