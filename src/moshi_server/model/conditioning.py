@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from moshi_server.errors import ConfigError
+from moshi_server.model.embedding import TokenTable
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class LutConditioner(nn.Module):
     def __init__(self, spec: LutSpec, d_model: int) -> None:
         super().__init__()
         self.spec = spec
-        self.embed = nn.Embedding(spec.n_bins + 1, spec.dim)
+        self.embed = TokenTable(spec.n_bins + 1, spec.dim)
         self.output_proj = nn.Linear(spec.dim, d_model, bias=False)
         self.learnt_padding = nn.Parameter(torch.zeros(1, 1, d_model))
 

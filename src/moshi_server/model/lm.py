@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moshi_server.model.conditioning import ConditionerSpec, ConditionProvider
+from moshi_server.model.embedding import TokenTable
 from moshi_server.model.streaming import State
 from moshi_server.model.transformer import StreamingTransformer, TransformerSpec, build_norm
 
@@ -48,8 +49,8 @@ class LmModel(nn.Module):
         super().__init__()
         self.spec = spec
         width = spec.transformer.d_model
-        self.text_emb = nn.Embedding(spec.text_in_vocab_size, width)
-        self.emb = nn.ModuleList(nn.Embedding(spec.audio_vocab_size, width) for _ in range(spec.audio_codebooks))
+        self.text_emb = TokenTable(spec.text_in_vocab_size, width)
+        self.emb = nn.ModuleList(TokenTable(spec.audio_vocab_size, width) for _ in range(spec.audio_codebooks))
         self.transformer = StreamingTransformer(spec.transformer)
         self.out_norm = build_norm(spec.transformer)
         self.text_linear = nn.Linear(width, spec.text_out_vocab_size, bias=False)
