@@ -1,0 +1,53 @@
+"""The number type: by compute capability on a GPU, by instructions on a CPU, and as configured before either."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moshi_server.gpu import DType, choose_cpu_dtype, choose_dtype, cpu_flags
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [
+        ((12, 0), "bf16"),
+        ((9, 0), "bf16"),
+        ((8, 9), "bf16"),
+        ((8, 0), "bf16"),
+        ((7, 5), "f16"),
+        ((7, 0), "f16"),
+        ((6, 1), "f32"),
+        ((5, 2), "f32"),
+        (None, "f32"),
+    ],
+)
+def test_the_type_follows_the_compute_capability(capability: tuple[int, int] | None, dtype: DType) -> None:
+    choice = choose_dtype(capability)
+    assert choice.dtype == dtype
+    assert "compute capability" in choice.reason
+
+
+@pytest.mark.parametrize("override", ["f32", "f16", "bf16"])
+def test_dtype_override_wins_everywhere(override: DType) -> None:
+    assert choose_dtype((7, 5), override).dtype == override
+    assert choose_dtype(None, override).reason == "dtype_override"
+    assert choose_cpu_dtype({"avx512_bf16"}, override).dtype == override
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [(set(), "f32"), ({"avx2", "avx512f"}, "f32"), ({"avx512_bf16"}, "bf16"), ({"amx_bf16"}, "bf16")],
+)
+def test_a_cpu_takes_bf16_only_where_it_has_the_instructions(flags: set[str], dtype: DType) -> None:
+    assert choose_cpu_dtype(flags).dtype == dtype
+
+
+def test_flags_are_read_as_linux_writes_them(tmp_path: Path) -> None:
+    x86, arm = tmp_path / "x86", tmp_path / "arm"
+    x86.write_text("processor\t: 0\nflags\t\t: fpu avx512_bf16\n\nprocessor\t: 1\nflags\t\t: other\n")
+    arm.write_text("processor\t: 0\nFeatures\t: fp asimd bf16\n")
+    assert cpu_flags(str(x86)) == {"fpu", "avx512_bf16"}
+    assert choose_cpu_dtype(cpu_flags(str(arm))).reason == "the CPU has bf16"
+    assert cpu_flags(str(tmp_path / "none")) == frozenset()
