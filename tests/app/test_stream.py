@@ -228,6 +228,17 @@ async def test_pongs_keep_a_silent_client_but_only_until_the_message_limit() -> 
         assert (code, reason) == (4006, "the client sent no message for 1.2 s")
 
 
+async def test_an_event_loop_that_stood_still_is_no_fault_of_the_clients() -> None:
+    async with serve(limits=ClientLimits(idle_seconds=0.5)) as server, server.connect() as client:
+        await events(client, "Ready")
+        for _ in range(3):
+            await client.send(audio(say(3)))
+            time.sleep(0.7)  # noqa: ASYNC251 - server and client share this loop
+            await asyncio.sleep(0.2)
+        await client.send(message("Flush"))
+        await events(client, "Flush")
+
+
 async def test_text_frames_are_no_messages() -> None:
     async with serve(limits=ClientLimits(message_seconds=0.6)) as server, server.connect() as client:
         for _ in range(6):
@@ -267,7 +278,7 @@ async def test_audio_sent_faster_than_it_is_heard_is_all_heard() -> None:
     """Minutes at once: the socket is not read while the queue is full, and nothing is lost or held against it."""
     runner = FakeRunner(1)
     runner.before_step = lambda: time.sleep(0.005) if len(runner.batches) % 20 == 0 else None
-    limits = ClientLimits(idle_seconds=0.5, message_seconds=0.5)
+    limits = ClientLimits(idle_seconds=1, message_seconds=1)
     async with serve(runner, limits=limits, engine_limits=EngineLimits(queue_seconds=5)) as server:
         async with server.connect() as client:
             minute = audio(np.concatenate([say(71), say(*[3] * 749)]))

@@ -41,6 +41,7 @@ def create_app(state: ServerState, *, static_dir: str | Path | None = None) -> F
         redoc_url=None,
     )
     app.include_router(api(state))
+    state.metrics.watch_slots(state.slots)
     for module in state.modules:
         if module.kind in ASR_KINDS:
             _add_speech_to_text(app, module, state)

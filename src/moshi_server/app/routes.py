@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 from ..auth import Authenticator
-from ..metrics import CONTENT_TYPE, Metrics
+from ..metrics import CONTENT_TYPE, Metrics, SlotReading
 from .build_info import build_info
 from .module import ServedModule
 
@@ -50,6 +50,13 @@ class ServerState:
             return "draining"
         states = {module.engine.status for module in self.modules}
         return next((state for state in ("failed", "stopped", "starting", "draining") if state in states), "ok")
+
+    def slots(self) -> list[SlotReading]:
+        """Each module's slots, for the metrics."""
+        return [
+            SlotReading(module.name, module.kind, module.engine.slots_used, module.engine.slots_total)
+            for module in self.modules
+        ]
 
 
 def api(state: ServerState) -> APIRouter:

@@ -86,6 +86,7 @@ class Uploads:
             await first_of(_send(session, pcm), _collect(session, words))
         finally:
             session.close()
+        self._module.metrics.spoke(sum(word["type"] == "Word" for word in words))
         fields = {"seconds": len(pcm) / SAMPLE_RATE, "events": len(words)}
         logger.info("file transcribed", extra={"fields": fields})
 

@@ -20,6 +20,7 @@ from ..audio import FRAME_SIZE
 from ..auth import Caller
 from ..engine.session import Session
 from ..errors import ClientTimeoutError, InvalidMessageError, MoshiServerError, SessionError
+from ..events import Word
 from ..metrics import Metrics
 from .closing import BrokenFramesError, CloseCode, closing_for
 from .connection import MESSAGE_TOO_BIG, connection_of
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 PING_SECONDS: Final = 10.0
 """How often the client is pinged."""
+SECOND_LOOK_SECONDS: Final = 0.1
+"""How long a client whose time is up may still be heard, in case the event loop was late and not the client."""
 
 
 class Pump:
@@ -106,6 +109,8 @@ class Pump:
     async def _write(self, session: Session) -> None:
         limit = self._module.limits.send_seconds
         while events := await session.receive():
+            if words := sum(isinstance(event, Word) for event in events):
+                self._module.metrics.spoke(words)
             for event in events:
                 data = self._wire.encode(event)
                 if data is None:
@@ -119,15 +124,22 @@ class Pump:
     async def _watch(self, session: Session) -> None:
         """Raise once the client has been silent for too long. Audio that waits for the model is no silence."""
         limits = self._module.limits
+        overdue = False
         while True:
             if self._handing_over or session.buffered_samples >= FRAME_SIZE:
                 self._last_message = self._loop.time()
             frame_left = limits.idle_seconds - self._connection.silence()
             message_left = limits.message_seconds - (self._loop.time() - self._last_message)
+            if min(frame_left, message_left) <= 0 and not overdue:
+                # It may be we who stood still: take what has arrived meanwhile, and look once more.
+                overdue = True
+                await asyncio.sleep(SECOND_LOOK_SECONDS)
+                continue
             if frame_left <= 0:
                 raise ClientTimeoutError(f"nothing was heard from the client for {limits.idle_seconds:g} s")
             if message_left <= 0:
                 raise ClientTimeoutError(f"the client sent no message for {limits.message_seconds:g} s")
+            overdue = False
             await asyncio.sleep(min(frame_left, message_left) + 0.005)
 
     def _gone(self, message: Any) -> Exception:
