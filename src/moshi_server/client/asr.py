@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator
 from types import TracebackType
@@ -247,9 +248,7 @@ class Connecting:
         except (InvalidHandshake, EOFError) as error:
             raise ServerUnreachableError(f"{where} speaks no WebSocket: {error}") from None
         except OSError as error:
-            raise ServerUnreachableError(
-                f"no server answers at {where}: {error.strerror or error}", hint=START_HINT
-            ) from None
+            raise ServerUnreachableError(f"no server answers at {where}: {_why(error)}", hint=START_HINT) from None
 
 
 def transcribe(
@@ -280,6 +279,11 @@ def transcribe(
             return await client.transcribe(pcm, on_progress=on_progress)
 
     return asyncio.run(run())
+
+
+def _why(error: OSError) -> str:
+    # asyncio writes the address into `strerror`, and several addresses' errors into one without a number.
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
 
 
 def full_url(url: str, *, turns: bool = False) -> str:
