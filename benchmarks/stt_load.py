@@ -2,9 +2,9 @@
 
     python benchmarks/stt_load.py --url ws://127.0.0.1:8080/api/asr-streaming --streams 16 --seconds 30
 
-Each virtual client sends one 80 ms frame every 80 ms over a WebSocket of its own, in float32 MessagePack as the published
-clients do, starting at a random moment. The answer to frame i is its `Step` message; the delay runs from the moment
-frame i was due to be sent. A stream is late when an answer comes more than one frame (80 ms) after that.
+Each virtual client sends one 80 ms frame every 80 ms over a WebSocket of its own, in float32 MessagePack as the
+published clients do, starting at a random moment. The answer to frame i is its `Step` message; the delay runs from the
+moment frame i was due to be sent. A stream is late when an answer comes more than one frame (80 ms) after that.
 
 With no --url it starts a worker of its own on the embedded model. --peer names a second URL (any server that speaks
 the protocol, upstream's too): both are measured in turn, and the ratio of their delays is printed.
@@ -105,10 +105,8 @@ def own_worker(streams: int) -> tuple[subprocess.Popen[bytes], str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "moshi_server", "worker", "--config", "demo", "--addr", "127.0.0.1", "--port", str(port)]
-        + ["--silent"]
-    )
+    command = f"-m moshi_server worker --config demo --addr 127.0.0.1 --port {port} --silent"
+    process = subprocess.Popen([sys.executable, *command.split()])
     for _ in range(600):
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=1):
@@ -144,8 +142,10 @@ def main() -> None:
         figures = {"ours": report("ours", asyncio.run(load(url, options.api_key, pcm, options.streams)))}
         if options.peer:
             figures["peer"] = report("peer", asyncio.run(load(options.peer, options.api_key, pcm, options.streams)))
-            print(f"ratio ours / peer: p50 {figures['ours']['p50'] / figures['peer']['p50']:.2f}, "
-                  f"p99 {figures['ours']['p99'] / figures['peer']['p99']:.2f}")
+            print(
+                f"ratio ours / peer: p50 {figures['ours']['p50'] / figures['peer']['p50']:.2f}, "
+                f"p99 {figures['ours']['p99'] / figures['peer']['p99']:.2f}"
+            )
     finally:
         if process is not None:
             process.terminate()

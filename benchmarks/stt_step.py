@@ -2,8 +2,8 @@
 
     python benchmarks/stt_step.py --shape stt-1b-en_fr --streams 1 4
 
-Run it where `moshi` 0.2.13 is installed beside torch (as for tests/golden). Both get the same seeded weights of the published
-shape in f32 and the same noise; a pair of blocks is timed in turn, so that a machine whose speed drifts drifts for
+Run it where `moshi` 0.2.13 is installed beside torch (as for tests/golden). Both get the same seeded weights of the
+published shape in f32 and the same noise; a pair of blocks is timed in turn, so that a machine whose speed drifts drifts for
 both. Printed are the medians and their ratio; absolute times mean nothing from one machine to the next.
 """
 
@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
 
 from moshi.models import LMGen, loaders  # noqa: E402
+from tests.golden.lm import upstream_model  # noqa: E402
 
 from moshi_server.model.mimi import Mimi  # noqa: E402
 from moshi_server.model.stt import SttModel  # noqa: E402
@@ -31,7 +32,6 @@ from moshi_server.model.synthetic import SHAPES  # noqa: E402
 from moshi_server.model.synthetic_mimi import write_mimi  # noqa: E402
 from moshi_server.model.weights import load_lm  # noqa: E402
 from moshi_server.model.weights_mimi import load_mimi  # noqa: E402
-from tests.golden.lm import upstream_model  # noqa: E402
 
 Step = Callable[[torch.Tensor], Any]
 
