@@ -3,7 +3,7 @@
     python benchmarks/stt_step.py --shape stt-1b-en_fr --streams 1 4
 
 Run it where `moshi` 0.2.13 is installed beside torch (as for tests/golden). Both get the same seeded weights of the
-published shape in f32 and the same noise; a pair of blocks is timed in turn, so that a machine whose speed drifts drifts for
+published shape in f32 and the same noise. Blocks are timed in turn, so that a machine whose speed drifts drifts for
 both. Printed are the medians and their ratio; absolute times mean nothing from one machine to the next.
 """
 
