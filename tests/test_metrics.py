@@ -8,21 +8,22 @@ import threading
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from moshi_server.metrics import Metrics, SystemReading
+from moshi_server.metrics import Metrics, SlotReading, SystemReading
 
 UPSTREAM = {
-    "asr_connect": ("counter", {"handler": "all"}),
+    "asr_connect": ("untyped", {"handler": "all"}),
     "asr_open_channels": ("gauge", {"handler": "all"}),
-    "py_connect": ("counter", {"handler": "all"}),
-    "py_total_steps": ("counter", {"handler": "all"}),
-    "py_active_steps": ("counter", {"handler": "all"}),
-    "py_missing_words_steps": ("counter", {"handler": "all"}),
-    "py_could_have_run_steps": ("counter", {"handler": "all"}),
+    "py_connect": ("untyped", {"handler": "all"}),
+    "py_total_steps": ("untyped", {"handler": "all"}),
+    "py_active_steps": ("untyped", {"handler": "all"}),
+    "py_missing_words_steps": ("untyped", {"handler": "all"}),
+    "py_could_have_run_steps": ("untyped", {"handler": "all"}),
     "py_open_channels": ("gauge", {"handler": "all"}),
-    "py_post_connect": ("counter", {"handler": "all"}),
+    "py_post_connect": ("untyped", {"handler": "all"}),
     "warmup_success_total": ("counter", {}),
     "warmup_failure_total": ("counter", {}),
     "warmup_skipped_total": ("counter", {}),
+    "asr_words_total": ("counter", {}),
 }
 HISTOGRAMS = {
     "asr_model_step_duration": ["0.02", "0.03", "0.04", "0.05", "0.06", "0.07", "0.08"],
@@ -54,7 +55,7 @@ def scrape(metrics: Metrics) -> tuple[dict[str, str], Samples]:
 
 
 @pytest.mark.parametrize("name", UPSTREAM)
-def test_counters_and_gauges_have_upstreams_names_types_and_labels(name: str) -> None:
+def test_8_counters_and_gauges_have_upstreams_names_types_and_labels(name: str) -> None:
     types, samples = scrape(Metrics())
     kind, labels = UPSTREAM[name]
     assert types[name] == kind
@@ -64,7 +65,7 @@ def test_counters_and_gauges_have_upstreams_names_types_and_labels(name: str) ->
 
 
 @pytest.mark.parametrize("name", HISTOGRAMS)
-def test_histograms_have_upstreams_buckets(name: str) -> None:
+def test_8_histograms_have_upstreams_buckets(name: str) -> None:
     types, samples = scrape(Metrics())
     assert types[name] == "histogram"
     buckets = [dict(labels)["le"] for sample, labels in samples if sample == f"{name}_bucket"]
@@ -74,7 +75,7 @@ def test_histograms_have_upstreams_buckets(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["Asr", "BatchedAsr", "PyBatchedAsr"])
-def test_speech_to_text_counts(kind: str) -> None:
+def test_8_speech_to_text_counts(kind: str) -> None:
     metrics = Metrics()
     module = metrics.module(kind)
     module.connected()
@@ -84,9 +85,12 @@ def test_speech_to_text_counts(kind: str) -> None:
     module.stepped(0.025, 2)
     module.closed(30)
     module.warmed_up(0.3, True)
+    module.spoke(3)
+    module.spoke(4)
     _, samples = scrape(metrics)
     handler = (("handler", "all"),)
     assert samples["asr_connect", handler] == 2
+    assert samples["asr_words_total", ()] == 7
     assert samples["asr_open_channels", handler] == 1
     assert samples["asr_model_step_duration_bucket", (("le", "0.02"),)] == 0
     assert samples["asr_model_step_duration_bucket", (("le", "0.03"),)] == 1
@@ -96,7 +100,7 @@ def test_speech_to_text_counts(kind: str) -> None:
     assert samples["py_connect", handler] == 0
 
 
-def test_text_to_speech_counts() -> None:
+def test_8_text_to_speech_counts() -> None:
     metrics = Metrics()
     module = metrics.module("Py")
     module.connected()
@@ -132,7 +136,7 @@ def test_other_module_types_count_their_warmup_only() -> None:
     }
 
 
-def test_errors_are_counted_by_their_labels() -> None:
+def test_8_errors_are_counted_by_their_labels() -> None:
     metrics = Metrics()
     metrics.auth_errors.inc("invalid_key")
     metrics.connection_errors.inc("capacity", 'a "quoted"\n\\ name')
@@ -147,7 +151,7 @@ def test_errors_are_counted_by_their_labels() -> None:
     assert samples["ws_close_total", (("code", "other"), ("reason", "other"))] == 2
 
 
-def test_gpu_gauges_appear_with_a_reading() -> None:
+def test_8_gpu_gauges_appear_with_a_reading() -> None:
     assert not any(name.startswith("system_") for name in scrape(Metrics())[0])
     assert not any(name.startswith("system_") for name in scrape(Metrics(lambda: None))[0])
     types, samples = scrape(Metrics(lambda: SystemReading(1e9, 7e9, 8e9, 42)))
@@ -156,6 +160,18 @@ def test_gpu_gauges_appear_with_a_reading() -> None:
     assert samples["system_used_vram_bytes", ()] == 7e9
     assert samples["system_total_vram_bytes", ()] == 8e9
     assert samples["system_gpu_utilization_percent", ()] == 42
+
+
+def test_each_modules_slots_are_read_at_the_scrape() -> None:
+    metrics = Metrics()
+    slots = [SlotReading("asr", "BatchedAsr", 1, 64)]
+    metrics.watch_slots(lambda: slots)
+    slots.append(SlotReading("tts", "Py", 0, 8))
+    types, samples = scrape(metrics)
+    assert types["module_slots"] == types["module_slots_used"] == "gauge"
+    assert samples["module_slots", (("module", "asr"), ("type", "BatchedAsr"))] == 64
+    assert samples["module_slots_used", (("module", "asr"), ("type", "BatchedAsr"))] == 1
+    assert samples["module_slots", (("module", "tts"), ("type", "Py"))] == 8
 
 
 def test_two_servers_in_one_process_do_not_share_metrics() -> None:

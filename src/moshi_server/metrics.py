@@ -1,13 +1,14 @@
 """Every Prometheus name that the server exports, as upstream and its fork spell them; it knows no engine and no socket.
 
 Upstream's counters have no ``_total`` (``asr_connect``), and dashboards ask for those very names. prometheus-client
-insists on the suffix, so counters are kept and written here; histograms and gauges are its own.
+insists on the suffix, so counters are kept and written here; histograms and gauges are its own. `promtool` insists
+on it too, for whatever is declared a counter: those are declared ``untyped``, which no query can tell apart.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram, ProcessCollector, disable_created_metrics
@@ -51,6 +52,15 @@ class SystemReading(NamedTuple):
     utilization_percent: float
 
 
+class SlotReading(NamedTuple):
+    """One module's slots."""
+
+    module: str
+    kind: str
+    used: int
+    total: int
+
+
 class ExactCounter:
     """A counter exported under exactly its name; safe to call from any thread."""
 
@@ -72,7 +82,7 @@ class ExactCounter:
         with self._lock:
             values = sorted(self._values.items())
         yield f"# HELP {self.name} {self._text}"
-        yield f"# TYPE {self.name} counter"
+        yield f"# TYPE {self.name} {'counter' if self.name.endswith('_total') else 'untyped'}"
         for labels, value in values:
             pairs = [*constant.items(), *zip(self._labels, labels, strict=True)]
             inside = ",".join(f'{name}="{_escaped(text)}"' for name, text in pairs)
@@ -110,6 +120,11 @@ class ModuleMetrics:
                 self._family.total_steps.inc()
                 self._family.active_steps.inc(by=1.0 if active else 0.0)
 
+    def spoke(self, words: int) -> None:
+        """So many words were sent."""
+        if self._family and self._family.words:
+            self._family.words.inc(by=words)
+
     def warmed_up(self, seconds: float, ok: bool) -> None:
         """The warm-up ended."""
         self._metrics.warmup_duration.observe(seconds)
@@ -123,6 +138,7 @@ class _Family(NamedTuple):
     step_duration: Histogram
     total_steps: ExactCounter | None = None
     active_steps: ExactCounter | None = None
+    words: ExactCounter | None = None
 
 
 class Metrics:
@@ -148,6 +164,7 @@ class Metrics:
             step_duration=self._histogram(
                 "asr_model_step_duration", "Seconds of one batched speech-to-text step.", _ASR_STEP
             ),
+            words=self._counter("asr_words_total", "Words that speech to text has sent."),
         )
         self._py = _Family(
             connect=self._handler_counter("py_connect", "Connections to text-to-speech modules."),
@@ -185,6 +202,10 @@ class Metrics:
         families = {"Asr": self._asr, "BatchedAsr": self._asr, "PyBatchedAsr": self._asr, "Py": self._py}
         return ModuleMetrics(self, families.get(kind))
 
+    def watch_slots(self, read: Callable[[], Iterable[SlotReading]]) -> None:
+        """Export what this says at each scrape as ``module_slots`` and ``module_slots_used``."""
+        self.registry.register(_SlotCollector(read))
+
     def closed(self, code: int) -> None:
         """A WebSocket was closed with this code."""
         reason = CLOSE_REASONS.get(code)
@@ -211,6 +232,19 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
         return Histogram(name, text, buckets=buckets, registry=self.registry)
+
+
+class _SlotCollector(Collector):
+    def __init__(self, read: Callable[[], Iterable[SlotReading]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        total = GaugeMetricFamily("module_slots", "Streams that a module can serve at once.", labels=["module", "type"])
+        used = GaugeMetricFamily("module_slots_used", "Streams that a module serves.", labels=["module", "type"])
+        for reading in self._read():
+            total.add_metric([reading.module, reading.kind], reading.total)
+            used.add_metric([reading.module, reading.kind], reading.used)
+        yield from (total, used)
 
 
 class _SystemCollector(Collector):

@@ -82,13 +82,14 @@ async def serve(
     delay: int = 3,
     send_buffer: int = 0,
     make_stream: Callable[[], Any] | None = None,
+    metrics: Metrics | None = None,
     wait: bool = True,
 ) -> AsyncIterator[Server]:
     """Start modules at these paths, one runner each, and end them after the block."""
     if runners is None:
         runners = FakeRunner(4, delay)
     runners = list(runners) if isinstance(runners, Sequence) else [runners]
-    metrics = Metrics()
+    metrics = metrics or Metrics()
     modules = []
     for index, (runner, path) in enumerate(zip(runners, paths, strict=True)):
         counted = metrics.module("BatchedAsr")
