@@ -110,7 +110,7 @@ def test_the_codes_of_refusals_are_all_named():
 
 
 def test_configurations_that_the_tutorial_names_are_shipped():
-    named = re.findall(r"(?:--config|plan|configs) ([\w.-]+)", TUTORIAL) + re.findall(r"`(config-[\w-]+)`", TUTORIAL)
+    named = re.findall(r"(?:--config|configs) ([\w.-]+)", TUTORIAL) + re.findall(r"`(config-[\w-]+)`", TUTORIAL)
     assert named
     assert set(named) <= set(shipped())
 
