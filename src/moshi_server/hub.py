@@ -81,7 +81,10 @@ def parse(uri: str) -> Location:
         raise ConfigError(f"unknown kind of address {uri!r}: expected a path, {HUB_SCHEME} or {SNAPSHOT_SCHEME}")
     if not uri or "\0" in uri:
         raise ConfigError("expected a path, got an empty string" if not uri else "a path cannot hold a zero byte")
-    return LocalFile(Path(uri).expanduser())
+    try:
+        return LocalFile(Path(uri).expanduser())
+    except RuntimeError:
+        raise ConfigError(f"{uri!r} begins with the home folder of a user who is not known here") from None
 
 
 def resolve(uri: str, *, progress: bool | None = None) -> Path:

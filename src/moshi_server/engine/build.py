@@ -154,16 +154,17 @@ def choose_device(name: str | None) -> torch.device:
     """
     import torch
 
-    if name is None:
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    device = torch.device(name or ("cuda:0" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:
             raise ConfigError(
                 f"{name} is not here: {count} GPUs are visible", key="device", hint="use --cpu, or check nvidia-smi"
             )
-        return torch.device("cuda", device.index or 0)
+        device = torch.device("cuda", device.index or 0)
+    if device.type == "cuda":
+        # TF32 keeps ten bits: enough to turn the codec's codes.
+        torch.backends.cudnn.allow_tf32 = False
     return device
 
 
