@@ -162,7 +162,6 @@ def choose_device(name: str | None) -> torch.device:
                 f"{name} is not here: {count} GPUs are visible", key="device", hint="use --cpu, or check nvidia-smi"
             )
         device = torch.device("cuda", device.index or 0)
-    if device.type == "cuda":
         # TF32 keeps ten bits: enough to turn the codec's codes.
         torch.backends.cudnn.allow_tf32 = False
     return device
