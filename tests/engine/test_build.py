@@ -12,10 +12,16 @@ import sentencepiece
 import torch
 
 from moshi_server.config import Config, load_config
-from moshi_server.engine.build import BuiltModule, build_engines, choose_device, choose_dtype, text_delay
+from moshi_server.engine.build import BuiltModule, build_engines, fitting_runner, make_plans, text_delay
 from moshi_server.engine.hooks import EngineHooks
 from moshi_server.engine.worker import Engine
-from moshi_server.errors import CheckpointError, ConfigError, MoshiServerError, NotServedError
+from moshi_server.errors import (
+    CheckpointError,
+    ConfigError,
+    MemoryPlanError,
+    MoshiServerError,
+    NotServedError,
+)
 from moshi_server.events import Audio, EndWord, Flush, Step, Word
 from moshi_server.model.synthetic import write_lm
 from moshi_server.model.synthetic_mimi import write_mimi
@@ -204,7 +210,31 @@ def test_the_text_delay_follows_the_condition_if_there_is_one(folder: Path, tmp_
     assert text_delay(loaded.modules["told"]) == 7  # type: ignore[arg-type]
 
 
-def test_the_number_type_is_what_is_asked_for() -> None:
-    cpu = choose_device("cpu")
-    assert choose_dtype("f16", cpu) is torch.float16
-    assert choose_dtype(None, cpu) in (torch.float32, torch.bfloat16)
+def test_the_number_type_is_what_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    built = build(config(tmp_path, module(folder, dtype_override="bf16")))[0]
+    assert built.engine._runner._model.lm.dtype is torch.bfloat16  # type: ignore[attr-defined]
+
+
+def test_memory_that_cannot_be_taken_halves_the_slots_until_it_can(folder: Path, tmp_path: Path) -> None:
+    plan = make_plans(config(tmp_path, module(folder)), "cpu", {})["cpu"]
+    tried: list[int] = []
+
+    def make(slots: int) -> int:
+        tried.append(slots)
+        if slots > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return slots
+
+    assert fitting_runner(make, "asr", 8, plan) == 2  # type: ignore[arg-type,comparison-overlap]
+    assert tried == [8, 4, 2]
+
+    def fail(slots: int) -> int:
+        raise torch.OutOfMemoryError("out of memory")
+
+    with pytest.raises(MemoryPlanError, match="not even one stream"):
+        fitting_runner(fail, "asr", 8, plan)  # type: ignore[arg-type]
+
+
+def test_auto_takes_a_number_of_slots(folder: Path, tmp_path: Path) -> None:
+    built = build(config(tmp_path, module(folder, batch_size="auto")))[0]
+    assert built.engine.slots_total >= 1

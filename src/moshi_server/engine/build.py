@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,10 +20,12 @@ from ..config import (
     TransformerConfig,
 )
 from ..errors import ConfigError, MoshiServerError, NotServedError
+from ..gpu import DType, GpuInfo, Header, Plan, probe, read_header, say_once, visible
 from ..hub import resolve
 from ..speech.tokenizer import TextTokenizer
 from .asr import AsrStream, SttRunner
 from .hooks import EngineHooks
+from .sizing import plan_config
 from .worker import Engine, EngineLimits
 
 if TYPE_CHECKING:
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SMALL_WIDTH = 512
 SERVED = ("Asr", "BatchedAsr")
 
 
@@ -49,13 +54,18 @@ class BuiltModule:
 
 
 def build_engines(
-    config: Config, *, device: str | None, hooks_for: Callable[[str, str], EngineHooks]
+    config: Config,
+    *,
+    device: str | None,
+    hooks_for: Callable[[str, str], EngineHooks],
+    env: Mapping[str, str] = os.environ,
 ) -> list[BuiltModule]:
-    """Load every module of a configuration.
+    """Load every module of a configuration, with as many slots as the memory of its device allows.
 
     Args:
         device: where all modules run, whatever they say themselves; None leaves the choice to each.
         hooks_for: what listens to a module, by its name and type.
+        env: where the ``MOSHI_*`` variables of the memory plan are read.
 
     Raises:
         NotServedError: a module's type has no engine in this version.
@@ -69,51 +79,128 @@ def build_engines(
                 f"modules.{name}: type {module.type} is not served by this version",
                 hint=f"remove the module, or set its type to one of {', '.join(SERVED)}",
             )
-    loader = _Loader(config.warmup.enabled, device)
+    choose_threads(config)
+    loader = _Loader(config.warmup.enabled)
+    plans = make_plans(config, device, env)
     built: list[BuiltModule] = []
     for name, module in config.modules.items():
         assert isinstance(module, AsrConfig | BatchedAsrConfig)
-        try:
-            engine = loader.speech_to_text(name, module, hooks_for(name, module.type))
-        except MoshiServerError as error:
-            error.args = (f"modules.{name}: {error.message}",)
-            raise
+        with _named(name):
+            where = choose_device(device or module.device)
+            plan = next(plan for plan in plans.values() if any(each.name == name for each in plan.modules))
+            engine = loader.speech_to_text(name, module, where, plan, hooks_for(name, module.type))
         built.append(BuiltModule(name, module, engine))
     return built
+
+
+def choose_threads(config: Config) -> None:
+    """One thread for small models: their layers are over before a second thread has woken up."""
+    import torch
+
+    widths = [module.model.transformer.d_model for module in config.modules.values() if hasattr(module, "model")]
+    if max(widths, default=0) <= SMALL_WIDTH:
+        torch.set_num_threads(1)
+
+
+def make_plans(config: Config, device: str | None, env: Mapping[str, str]) -> dict[str, Plan]:
+    """How many streams of each module fit its device, and in which number type; what was lowered is a warning.
+
+    Raises:
+        DownloadError, CheckpointError: a checkpoint whose header is needed cannot be had.
+        MemoryPlanError: not even one stream fits.
+    """
+    gpus = [] if device == "cpu" else find_gpus(env)
+    headers: dict[str, Header] = {}
+    for name, module in config.modules.items():
+        with _named(name):
+            choose_device(device or module.device)
+            for key, uri in module.files():
+                path = resolve(uri)
+                if key != "text_tokenizer_file":
+                    headers[uri] = read_header(str(path))
+    plans = plan_config(config, gpus, env, read=headers.get, device=device)
+    for plan in plans.values():
+        for line in plan.lines():
+            logger.info(line)
+        for warning in plan.warnings():
+            logger.warning(warning)
+    return plans
+
+
+def find_gpus(env: Mapping[str, str]) -> list[GpuInfo]:
+    """The GPUs that torch can use, in its order, as the driver describes them or else as torch does."""
+    import torch
+
+    if not torch.cuda.is_available():
+        logger.info("no GPU that this build of torch can use: running on the CPU, memory is not planned")
+        return []
+    found = probe()
+    say_once(found.notes)
+    gpus = visible(found.gpus, env)
+    if len(gpus) == torch.cuda.device_count():
+        return gpus
+    described = []
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        capability = torch.cuda.get_device_capability(index)
+        described.append(GpuInfo(index, torch.cuda.get_device_name(index), total, free, capability, source="torch"))
+    return described
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Say which module an error belongs to."""
+    try:
+        yield
+    except MoshiServerError as error:
+        error.args = (f"modules.{name}: {error.message}",)
+        raise
 
 
 class _Loader:
     """Loads modules; weights that come from the same file are loaded once."""
 
-    def __init__(self, warmup: bool, device: str | None) -> None:
+    def __init__(self, warmup: bool) -> None:
         self._warmup = warmup
-        self._device = device
         self._lms: dict[tuple[Path, str, torch.dtype, torch.device], LmModel] = {}
         self._codecs: dict[tuple[Path, int, torch.device], Mimi] = {}
 
-    def speech_to_text(self, name: str, module: AsrConfig | BatchedAsrConfig, hooks: EngineHooks) -> Engine:
+    def speech_to_text(
+        self, name: str, module: AsrConfig | BatchedAsrConfig, device: torch.device, plan: Plan, hooks: EngineHooks
+    ) -> Engine:
         """One module of type `Asr` or `BatchedAsr`."""
+        import torch
+
         from ..model.conditioning import delay_condition
         from ..model.stt import SttModel
 
         if module.quantize is not None:
             raise NotServedError("quantize is not served by this version", hint="remove the key")
-        device = choose_device(self._device or module.device)
-        dtype = choose_dtype(module.dtype_override, device)
+        sized = plan[name]
         tokenizer = TextTokenizer(resolve(module.text_tokenizer_file))
-        lm = self._lm(resolve(module.lm_model_file), lm_spec(module.model), dtype, device)
-        mimi = self._mimi(resolve(module.audio_tokenizer_file), module.model.audio_codebooks, device)
+        try:
+            lm = self._lm(resolve(module.lm_model_file), lm_spec(module.model), number_type(sized.dtype.dtype), device)
+            mimi = self._mimi(resolve(module.audio_tokenizer_file), module.model.audio_codebooks, device)
+        except torch.OutOfMemoryError:
+            plan.halve(name, 1)
+            raise
         condition = delay_condition(
             lm.condition_provider, module.conditioning_delay, module.conditioning_learnt_padding
         )
         model = SttModel(mimi, lm, condition=condition, temperature=module.temperature or 0.0)
-        slots = 1 if module.batch_size == "auto" else module.batch_size
-        logger.info("module %s: %d slots on %s, weights in %s", name, slots, device, str(dtype).removeprefix("torch."))
+
+        def make(slots: int) -> SttRunner:
+            runner = SttRunner(model, slots, device)
+            if device.type == "cuda":
+                runner.warmup()  # takes what a step takes, too
+            return runner
+
+        runner = fitting_runner(make, name, sized.batch_size, plan)
         delay = text_delay(module)
         return Engine(
             name,
             module.type,
-            SttRunner(model, slots, device),
+            runner,
             lambda: AsrStream(delay, tokenizer.decode, watchdog_seconds=module.watchdog_seconds),
             limits=EngineLimits(module.max_queue_seconds, module.max_session_seconds),
             hooks=hooks,
@@ -167,19 +254,30 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def choose_dtype(override: str | None, device: torch.device) -> torch.dtype:
-    """The number type of the language model's weights: as configured, else what suits the device."""
+def fitting_runner(make: Callable[[int], SttRunner], name: str, slots: int, plan: Plan) -> SttRunner:
+    """A runner with ``slots`` slots, or with half of them, and so on, if the memory cannot really be taken.
+
+    Raises:
+        MemoryPlanError: there is no room for one.
+    """
     import torch
 
-    if override is not None:
-        return {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[override]
-    if device.type == "cpu":
-        native = torch.cpu.get_capabilities()
-        return torch.bfloat16 if native.get("avx512_bf16") or native.get("amx_bf16") else torch.float32
-    if device.type != "cuda":
-        return torch.float32
-    major, _ = torch.cuda.get_device_capability(device)
-    return torch.bfloat16 if major >= 8 else torch.float16 if major == 7 else torch.float32
+    while True:
+        try:
+            return make(slots)
+        except torch.OutOfMemoryError:
+            fewer = plan.halve(name, slots)
+            logger.warning("module %s: out of memory with %d slots, trying %d", name, slots, fewer)
+            slots = fewer
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def number_type(name: DType) -> torch.dtype:
+    """Torch's name for a number type."""
+    import torch
+
+    return {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[name]
 
 
 def lm_spec(config: LmModelConfig) -> LmSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 from ..gpu import GpuInfo, probe, say_once
@@ -21,7 +22,8 @@ def cuda_gpus() -> list[GpuInfo]:
     found = probe()
     say_once(found.notes)
     if found.gpus and not count:
-        say_once([f"{found.gpus[0].name} is there, but torch {torch.__version__} cannot use it: running on the CPU"])
+        why = "CUDA_VISIBLE_DEVICES hides it" if "CUDA_VISIBLE_DEVICES" in os.environ else f"torch {torch.__version__}"
+        say_once([f"{found.gpus[0].name} is there, but cannot be used ({why}): running on the CPU"])
     by_uuid = {gpu.uuid.removeprefix("GPU-"): gpu for gpu in found.gpus if gpu.uuid}
     gpus: list[GpuInfo] = []
     for index in range(count):
