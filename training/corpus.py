@@ -32,6 +32,11 @@ def load(folders: list[Path], processes: int = 1) -> tuple[np.ndarray, list[Loca
     return np.concatenate(blocks), items
 
 
+def load_one(stem: Path) -> tuple[np.ndarray, list[Located]]:
+    """One shard's audio and utterances."""
+    return read_audio(stem), [Located(u.offset, u) for u in read_index(stem)]
+
+
 def utterance_batch(audio: np.ndarray, items: list[Located], lead: float = 0.4, tail: float = 1.2) -> Tensor:
     """(B, L) float32: utterances as a server would hear them, silence before and after, zero-padded to the longest."""
     lengths = [i.utterance.samples for i in items]
@@ -45,4 +50,4 @@ def utterance_batch(audio: np.ndarray, items: list[Located], lead: float = 0.4, 
     return batch
 
 
-__all__ = ["Utterance", "load", "utterance_batch"]
+__all__ = ["Utterance", "load", "load_one", "utterance_batch"]

@@ -15,7 +15,7 @@ from training.synth.speech import SAMPLE_RATE, SpokenWord
 FRAME = 1920
 MAX_SEGMENTS = 24
 # Sampling weight of each engine; rare voices count for more than their share of hours.
-ENGINE_WEIGHT = {"espeak": 0.3, "flite": 0.12, "festival": 0.12, "piper": 0.13, "kokoro": 0.33}
+ENGINE_WEIGHT = {"espeak": 0.3, "flite": 0.13, "festival": 0.13, "piper": 0.14, "kokoro": 0.3}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -78,7 +78,9 @@ def parameter_groups(model: torch.nn.Module, decay: float) -> list[dict[str, obj
 
 def save(path: Path, model: TrainingModel, ema: dict[str, Tensor], step: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = {k: v.detach().cpu() for k, v in ema.items()}
+    # Half precision keeps the file small enough to travel; centroids and their averages stay whole.
+    whole = ("codebooks", "sums", "counts")
+    half = {k: v.detach().cpu().to(v.dtype if k.endswith(whole) or not v.is_floating_point() else torch.float16) for k, v in ema.items()}
     torch.save({"model": half, "quantized": model.quantizer.on, "step": step}, path)
 
 
@@ -164,7 +166,7 @@ def train(settings: Settings) -> None:
                         ema[name].copy_(value)
         if step % 50 == 0 or step == 1:
             for key, value in parts.items():
-                means[key] = float(value)
+                means[key] = float(value.detach())
             line = {"step": step, "minutes": round(spent, 2), "rate": rate, **{k: round(v, 4) for k, v in means.items()}}
             curve.write(json.dumps(line) + "\n")
             curve.flush()
