@@ -149,7 +149,7 @@ async def test_plain_get_says_what_the_path_is_for() -> None:
         assert "WebSocket" in answer.json()["error"]
 
 
-async def test_modules_info_is_upstreams() -> None:
+async def test_8_modules_info_is_upstreams() -> None:
     async with serve([FakeRunner(2), FakeRunner(3)], paths=("/a", "/b")) as server, server.connect("/a") as client:
         await events(client, "Ready")
         assert (await server.get("/api/modules_info")).json() == [
@@ -165,7 +165,7 @@ async def test_modules_info_is_upstreams() -> None:
         ]
 
 
-async def test_build_info_and_status_tell_no_secrets() -> None:
+async def test_8_build_info_and_status_tell_no_secrets() -> None:
     secret = "a secret of more than thirty-two bytes, as it should be"
     async with serve(auth=Authenticator([KEY], secret)) as server:
         build = (await server.get("/api/build_info")).json()
@@ -192,7 +192,7 @@ async def test_build_info_and_status_tell_no_secrets() -> None:
         assert KEY not in answer.text
 
 
-async def test_health_is_red_while_the_model_warms_up() -> None:
+async def test_7_health_is_red_while_the_model_warms_up() -> None:
     import threading
 
     warm = threading.Event()
@@ -216,7 +216,7 @@ async def test_health_is_red_while_the_model_warms_up() -> None:
         await observe(server)
 
 
-async def test_metrics_of_a_stream_are_scraped() -> None:
+async def test_8_metrics_of_a_stream_are_scraped() -> None:
     async with serve() as server:
         async with server.connect() as client:
             await client.send(audio(say(3, 3, 3)))
@@ -232,7 +232,7 @@ async def test_metrics_of_a_stream_are_scraped() -> None:
         assert await server.metric("asr_connection_num_steps_count") == 1
 
 
-async def test_static_files_and_the_index_of_a_folder(tmp_path: Path) -> None:
+async def test_8_static_files_and_the_index_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text("<p>home</p>")
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "index.html").write_text("<p>app</p>")

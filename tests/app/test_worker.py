@@ -122,7 +122,7 @@ async def worker(config: Path, **env: str) -> AsyncIterator[Process]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_lets_running_streams_finish(tmp_path: Path, number: signal.Signals) -> None:
+async def test_8_a_signal_lets_running_streams_finish(tmp_path: Path, number: signal.Signals) -> None:
     async with worker(write_config(tmp_path)) as running:
         async with running.connect() as client:
             await client.send(audio(say(81)))
@@ -143,7 +143,7 @@ async def test_a_signal_lets_running_streams_finish(tmp_path: Path, number: sign
         assert "Traceback" not in log
 
 
-async def test_streams_that_do_not_finish_are_closed_with_1001_after_the_grace_time(tmp_path: Path) -> None:
+async def test_8_streams_that_do_not_finish_are_closed_with_1001_after_the_grace_time(tmp_path: Path) -> None:
     async with worker(write_config(tmp_path, grace=0.5)) as running:
         async with running.connect() as one, running.connect("/api/solo") as two:
             await events(one, "Ready")
@@ -171,7 +171,7 @@ async def test_a_second_signal_ends_it_now(tmp_path: Path) -> None:
         assert "Traceback" not in log
 
 
-async def test_keys_come_from_the_file_and_the_environment_and_no_log_has_them(tmp_path: Path) -> None:
+async def test_3_keys_come_from_the_file_and_the_environment_and_no_log_has_them(tmp_path: Path) -> None:
     env = {"MOSHI_API_KEY": "from_the_environment_1, from_the_environment_2", "BETTER_AUTH_SECRET": "x" * 40}
     async with worker(write_config(tmp_path), **env) as running:
         for key in (KEY, "from_the_environment_1", "from_the_environment_2"):

@@ -100,6 +100,7 @@ class Logging:
         self._enqueue = enqueue
         self._console = console
         self._file = file
+        self._closed = False
         self.path = Path(file.baseFilename)
         self._hooks = (threading.excepthook, sys.unraisablehook)
         threading.excepthook, sys.unraisablehook = _thread_failed, _ignored
@@ -110,7 +111,10 @@ class Logging:
             self._console.addFilter(lambda _: False)
 
     def close(self) -> None:
-        """Write what is queued, then give the root logger back."""
+        """Write what is queued, then give the root logger back. Safe to call again."""
+        if self._closed:
+            return
+        self._closed = True
         threading.excepthook, sys.unraisablehook = self._hooks
         logging.getLogger().removeHandler(self._enqueue)
         self._writer.stop()
