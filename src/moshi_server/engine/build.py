@@ -20,10 +20,11 @@ from ..config import (
     TransformerConfig,
 )
 from ..errors import ConfigError, MoshiServerError, NotServedError
-from ..gpu import DType, GpuInfo, Header, Plan, probe, read_header, say_once, visible
+from ..gpu import DType, Header, Plan, read_header
 from ..hub import resolve
 from ..speech.tokenizer import TextTokenizer
 from .asr import AsrStream, SttRunner
+from .devices import cuda_gpus
 from .hooks import EngineHooks
 from .sizing import plan_config
 from .worker import Engine, EngineLimits
@@ -109,7 +110,7 @@ def make_plans(config: Config, device: str | None, env: Mapping[str, str]) -> di
         DownloadError, CheckpointError: a checkpoint whose header is needed cannot be had.
         MemoryPlanError: not even one stream fits.
     """
-    gpus = [] if device == "cpu" else find_gpus(env)
+    gpus = [] if device == "cpu" else cuda_gpus()
     headers: dict[str, Header] = {}
     for name, module in config.modules.items():
         with _named(name):
@@ -125,26 +126,6 @@ def make_plans(config: Config, device: str | None, env: Mapping[str, str]) -> di
         for warning in plan.warnings():
             logger.warning(warning)
     return plans
-
-
-def find_gpus(env: Mapping[str, str]) -> list[GpuInfo]:
-    """The GPUs that torch can use, in its order, as the driver describes them or else as torch does."""
-    import torch
-
-    if not torch.cuda.is_available():
-        logger.info("no GPU that this build of torch can use: running on the CPU, memory is not planned")
-        return []
-    found = probe()
-    say_once(found.notes)
-    gpus = visible(found.gpus, env)
-    if len(gpus) == torch.cuda.device_count():
-        return gpus
-    described = []
-    for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        capability = torch.cuda.get_device_capability(index)
-        described.append(GpuInfo(index, torch.cuda.get_device_name(index), total, free, capability, source="torch"))
-    return described
 
 
 @contextmanager
@@ -267,10 +248,10 @@ def fitting_runner(make: Callable[[int], SttRunner], name: str, slots: int, plan
             return make(slots)
         except torch.OutOfMemoryError:
             fewer = plan.halve(name, slots)
-            logger.warning("module %s: out of memory with %d slots, trying %d", name, slots, fewer)
-            slots = fewer
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        logger.warning("module %s: out of memory with %d slots, trying %d", name, slots, fewer)
+        slots = fewer
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # after the handler: the error's traceback holds what it took
 
 
 def number_type(name: DType) -> torch.dtype:
