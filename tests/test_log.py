@@ -331,9 +331,7 @@ def test_6_log_json_is_one_object_a_line_with_every_part(tmp_path: Path) -> None
         try:
             raise ValueError("the reason\nof it")
         except ValueError:
-            logging.getLogger("y").exception(
-                "failed", extra={"fields": {"share": math.nan, "ok": True, "no": None}}
-            )
+            logging.getLogger("y").exception("failed", extra={"fields": {"share": math.nan, "ok": True, "no": None}})
     assert screen.getvalue() == file.read_text()
     assert file.read_text().isascii()
     first, second = (json.loads(line) for line in file.read_text().splitlines())
