@@ -77,7 +77,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D) in the type of ``x``."""
-        return functional.rms_norm(x.float(), (x.shape[-1],), self.alpha.flatten().float(), self.EPS).to(x.dtype)
+        y = x.float()
+        y = y * (y.square().mean(-1, keepdim=True) + self.EPS).rsqrt() * self.alpha.flatten().float()
+        return y.to(x.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -243,7 +245,7 @@ class Attention(nn.Module):
         # Two batched products over one stream's heads: the fused CPU kernel is up to 12 times slower in bf16, and
         # gathering several streams copies their whole rings.
         batch, steps, heads, width = q.shape
-        y = torch.empty_like(q)
+        rows: list[Tensor] = []
         grouped = (q * width**-0.5).transpose(1, 2).reshape(batch, self.spec.kv_heads, -1, width)
         for row, (slot, count, hidden) in enumerate(spans):
             keys, values = ring[slot, :, :, :count].unbind(0)
@@ -251,8 +253,8 @@ class Attention(nn.Module):
             if hidden is not None:
                 scores.view(-1, steps, count).masked_fill_(hidden, -math.inf)
             mixed = torch.bmm(scores.softmax(-1).to(values.dtype), values)
-            y[row] = mixed.view(heads, steps, width).transpose(0, 1)
-        return y
+            rows.append(mixed.view(heads, steps, width))
+        return (rows[0][None] if batch == 1 else torch.stack(rows)).transpose(1, 2)
 
 
 class TransformerLayer(nn.Module):
