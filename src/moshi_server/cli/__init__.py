@@ -9,7 +9,7 @@ import typer
 
 from .. import __version__
 from ..errors import MoshiServerError
-from . import configs, demo, plan, token, transcribe, validate, worker
+from . import configs, convert, demo, plan, token, transcribe, validate, worker
 
 app = typer.Typer(
     name="moshi-server",
@@ -22,6 +22,7 @@ app.command()(worker.worker)
 app.command()(validate.validate)
 app.command()(configs.configs)
 app.command()(plan.plan)
+app.command()(convert.convert)
 app.command()(demo.demo)
 app.command()(transcribe.transcribe)
 app.command()(token.token)

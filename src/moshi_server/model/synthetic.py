@@ -6,24 +6,23 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from moshi_server.model.lm import LmSpec
+from moshi_server.model.tensor_file import FORMATS, Shape, nbytes, write_header
 from moshi_server.model.transformer import TransformerSpec
-from moshi_server.model.weights import Naming, Shape, checkpoint_name, parameter_shapes, replacing
+from moshi_server.model.weights import Naming, checkpoint_name, parameter_shapes, replacing
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-_FORMAT = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _ROWS = 4096
 # Random weights of unit gain make logits too even to choose a token by.
 _LOGIT_GAIN = 4.0
@@ -63,22 +62,14 @@ def write_lm(
     """Write a checkpoint of ``spec`` at ``path``; holds no more than one piece of one tensor in memory."""
     shapes = parameter_shapes(spec)
     with replacing(path) as unfinished, unfinished.open("wb") as file:
-        _write_header(file, {checkpoint_name(name, naming): shape for name, shape in shapes.items()}, dtype)
+        heads = {
+            checkpoint_name(name, naming): (FORMATS[dtype], shape, nbytes(shape, dtype))
+            for name, shape in shapes.items()
+        }
+        write_header(file, heads)
         for name, shape in shapes.items():
             for rows in random_rows(name, shape, seed):
                 file.write(torch.from_numpy(rows).to(dtype).view(torch.uint8).numpy().data)
-
-
-def _write_header(file: BinaryIO, shapes: dict[str, Shape], dtype: torch.dtype) -> None:
-    entries: dict[str, object] = {}
-    offset = 0
-    for name, shape in shapes.items():
-        end = offset + math.prod(shape) * dtype.itemsize
-        entries[name] = {"dtype": _FORMAT[dtype], "shape": shape, "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(entries).encode()
-    text += b" " * (-(8 + len(text)) % 64)
-    file.write(len(text).to_bytes(8, "little") + text)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from moshi_server.errors import CheckpointError
 from moshi_server.model.lm import LmModel, LmSpec
+from moshi_server.model.tensor_file import Shape
 
 Naming = Literal["candle", "pytorch"]
-Shape = tuple[int, ...]
 
 # From a file's names to ours, whichever naming it has.
 _TO_OURS: tuple[tuple[str, str], ...] = (
@@ -61,6 +61,22 @@ def checkpoint_name(name: str, naming: Naming) -> str:
     return name
 
 
+def is_always_f32(name: str) -> bool:
+    """Whether the tensor ``name``, ours or a checkpoint's, is held in f32 whatever the model's number type is."""
+    return name.startswith(_ALWAYS_F32)
+
+
+def overflow_error(path: Path | str, names: Sequence[str], dtype: torch.dtype) -> CheckpointError:
+    """The error about the tensors ``names`` of a checkpoint, whose values are beyond ``dtype``."""
+    short = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32"}[dtype]
+    more = f"; and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return CheckpointError(
+        f"{path}: {len(names)} tensors hold values that {short} cannot, the largest being {torch.finfo(dtype).max:g}: "
+        f"{'; '.join(names[:_LISTED])}{more}",
+        hint="take bf16, which has the range of f32, or f32 (dtype_override, or --dtype of moshi-server convert)",
+    )
+
+
 def parameter_shapes(spec: LmSpec) -> dict[str, Shape]:
     """Our names and shapes of everything in a model of ``spec``; allocates nothing."""
     with torch.device("meta"):
@@ -91,7 +107,8 @@ def load_lm(
         overflowing = _fill(model, path, {name: names[name] for name in needed}, dtype, torch.device(device))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors: {error}") from error
-    _raise_for(path, [f"{name} holds values that {dtype} cannot" for name in overflowing])
+    if overflowing:
+        raise overflow_error(path, overflowing, dtype)
     unused = len(names) - len(needed)
     if unused:
         logger.info("%s: %d tensors are not used, the configuration does not ask for them", path, unused)
@@ -172,7 +189,7 @@ def _fill(
     unmapped_soon = 0
     file: Any = safe_open(path, framework="pt")
     for name, theirs in names.items():
-        kind = torch.float32 if name.startswith(_ALWAYS_F32) else dtype
+        kind = torch.float32 if is_always_f32(name) else dtype
         stored: Tensor = file.get_tensor(theirs)
         tensor = stored.to(device, kind)
         if kind is torch.float16 and not bool(tensor.isfinite().all()):
