@@ -24,6 +24,7 @@ from ..gpu import DType, Header, Plan, read_header
 from ..hub import resolve
 from ..speech.tokenizer import TextTokenizer
 from .asr import AsrStream, SttRunner
+from .cpu import choose_threads, keep_freed_memory
 from .devices import cuda_gpus
 from .hooks import EngineHooks
 from .sizing import plan_config
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SMALL_WIDTH = 512
 SERVED = ("Asr", "BatchedAsr")
 
 
@@ -80,7 +80,9 @@ def build_engines(
                 f"modules.{name}: type {module.type} is not served by this version",
                 hint=f"remove the module, or set its type to one of {', '.join(SERVED)}",
             )
-    choose_threads(config)
+    widths = [module.model.transformer.d_model for module in config.modules.values() if hasattr(module, "model")]
+    choose_threads(max(widths, default=0))
+    keep_freed_memory()
     loader = _Loader(config.warmup.enabled)
     plans = make_plans(config, device, env)
     built: list[BuiltModule] = []
@@ -92,15 +94,6 @@ def build_engines(
             engine = loader.speech_to_text(name, module, where, plan, hooks_for(name, module.type))
         built.append(BuiltModule(name, module, engine))
     return built
-
-
-def choose_threads(config: Config) -> None:
-    """One thread for small models: their layers are over before a second thread has woken up."""
-    import torch
-
-    widths = [module.model.transformer.d_model for module in config.modules.values() if hasattr(module, "model")]
-    if max(widths, default=0) <= SMALL_WIDTH:
-        torch.set_num_threads(1)
 
 
 def make_plans(config: Config, device: str | None, env: Mapping[str, str]) -> dict[str, Plan]:
