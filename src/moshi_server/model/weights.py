@@ -192,7 +192,7 @@ def _fill(
         kind = torch.float32 if is_always_f32(name) else dtype
         stored: Tensor = file.get_tensor(theirs)
         tensor = stored.to(device, kind)
-        if kind is torch.float16 and not bool(tensor.isfinite().all()):
+        if kind is torch.float16 and stored.dtype is not kind and not bool(tensor.isfinite().all()):
             overflowing.append(theirs)
         if tensor is not stored:
             unmapped_soon += stored.nbytes
