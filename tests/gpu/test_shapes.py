@@ -134,7 +134,10 @@ def test_every_variant_of_the_transformer_is_counted_to_the_number(change: dict[
     known = {field.name for field in dataclasses.fields(shape.transformer)}
     transformer = dataclasses.replace(shape.transformer, **{key: fields[key] for key in known})
     shape = dataclasses.replace(shape, transformer=transformer)
-    lm = LmSpec(65, 64, 257, 8, spec, 4, 6)
+    lm = LmSpec(
+        shape.text_in_vocab_size, shape.text_out_vocab_size, shape.audio_vocab_size, shape.audio_codebooks, spec,
+        shape.extra_heads_num, shape.extra_heads_dim,
+    )  # fmt: skip
     with torch.device("meta"):
         model = LmModel(lm)
     assert 4 * shape.parameters == allocated(model)
