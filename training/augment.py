@@ -1,4 +1,4 @@
-"""Renders rows of training audio on the device and makes them worse: level, colour, room, band limits, noise; all batched."""
+"""Renders rows of training audio on the device and makes them worse: level, colour, room, band, noise; all batched."""
 
 import math
 
@@ -10,7 +10,7 @@ from training.synth.speech import SAMPLE_RATE
 
 def render(audio: Tensor, segments: Tensor, length: int) -> Tensor:
     """(B, length) from the long int16 array: each segment read at its own speed, by cubic interpolation."""
-    rows, count, _ = segments.shape
+    rows = len(segments)
     source, start, end, speed, gain = segments.unbind(-1)
     t = torch.arange(length, device=audio.device, dtype=torch.float64).expand(rows, length).contiguous()
     which = torch.searchsorted(start.contiguous(), t, right=True) - 1
@@ -49,6 +49,12 @@ def _colour(rows: int, frequencies: Tensor, strength: float, like: Tensor) -> Te
     db = db - _chance(rows, 0.4, like) * 24 * torch.log2((low / f.clamp(min=20)).clamp(min=1))
     high = SAMPLE_RATE / 2 * 2 ** (-_uniform(rows, 0.1, 1.9, like))
     db = db - _chance(rows, 0.4, like) * 60 * torch.log2((f / high).clamp(min=1))
+    # A telephone's band.
+    phone = _chance(rows, 0.12 * strength, like)
+    edge = _uniform(rows, 3200, 3900, like)
+    db = db - phone * (
+        120 * torch.log2((f / edge).clamp(min=1)) + 18 * torch.log2((250 / f.clamp(min=20)).clamp(min=1))
+    )
     return 10 ** (db.clamp(-70, 25) / 20)
 
 
@@ -94,8 +100,13 @@ def augment(clean: Tensor, strength: float) -> Tensor:
     loud = speech.square()
     active = (loud > 0.01 * loud.amax(1, keepdim=True)).float()
     power = (loud * active).sum(1, keepdim=True) / active.sum(1, keepdim=True).clamp(min=1)
+    power = torch.where(power > 1e-9, power, torch.full_like(power, 1e-3))
     noise = _noise(rows, length, torch.fft.rfftfreq(length, 1 / SAMPLE_RATE).to(clean.device), clean)
-    babble = speech.roll(1, 0).roll(length // 3, 1) + speech.roll(2, 0).roll(length // 2, 1) + speech.roll(3, 0).roll(length // 5, 1)
+    babble = (
+        speech.roll(1, 0).roll(length // 3, 1)
+        + speech.roll(2, 0).roll(length // 2, 1)
+        + speech.roll(3, 0).roll(length // 5, 1)
+    )
     babble = (babble + speech.roll(5, 0).flip(1)) / 2
     babbling = _chance(rows, 0.15, clean)
     babble = babble / babble.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6)

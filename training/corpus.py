@@ -29,7 +29,7 @@ def load(folders: list[Path], processes: int = 1) -> tuple[np.ndarray, list[Loca
         # A shard still being written may hold a last line whose audio is not there yet.
         items += [Located(at + u.offset, u) for u in read_index(stem) if u.offset + u.samples <= len(block)]
         at += len(block)
-    return np.concatenate(blocks), items
+    return np.concatenate([*blocks, np.zeros(0, np.int16)]), items
 
 
 def load_one(stem: Path) -> tuple[np.ndarray, list[Located]]:

@@ -1,7 +1,8 @@
 """Score the embedded model on the evaluation shards: in this process frame by frame, or through a running server.
 
-`python -m training.evaluate --eval DIR` runs the streaming step itself; with `--url ws://127.0.0.1:8080` every utterance goes
-over the WebSocket protocol as a client would send it. Prints a table and, with `--json FILE`, writes all figures.
+`python -m training.evaluate --eval DIR` runs the streaming step itself; with `--url ws://127.0.0.1:8080` every
+utterance goes over the WebSocket protocol as a client would send it. Prints a table and, with `--json FILE`, writes all
+figures.
 """
 
 import argparse
@@ -74,7 +75,9 @@ class InProcess:
                 pcm = torch.from_numpy(batch[:, step * frame : (step + 1) * frame])
                 tokens, _ = self.model.step(pcm, state, slots)
                 for i, assembler, token in zip(rows, assemblers, tokens.tolist(), strict=True):
-                    results[i] += [SpokenWord(e.text, e.start_time, 0.0) for e in assembler.step(token) if isinstance(e, Word)]
+                    results[i] += [
+                        SpokenWord(e.text, e.start_time, 0.0) for e in assembler.step(token) if isinstance(e, Word)
+                    ]
             self.spent += time.perf_counter() - began
             self.seconds += batch.shape[0] * batch.shape[1] / 24000
             for i, assembler in zip(rows, assemblers, strict=True):
@@ -198,7 +201,10 @@ def main() -> None:
         total.merge(score)
     print("confusions:", ", ".join(f"{a} > {b} {n}" for (a, b), n in total.confusions.most_common(20)))
     if args.json:
-        figures = {"sets": {k: as_json(v) for k, v in scores.items()}, "summary": {k: as_json(v) for k, v in joined.items()}}
+        figures = {
+            "sets": {k: as_json(v) for k, v in scores.items()},
+            "summary": {k: as_json(v) for k, v in joined.items()},
+        }
         args.json.write_text(json.dumps(figures, indent=1))
 
 

@@ -1,6 +1,7 @@
-"""Fold a trained checkpoint into what the server loads: `python -m training.export CHECKPOINT --out src/moshi_server/demo`.
+"""Fold a trained checkpoint into what the server loads: `python -m training.export CHECKPOINT`.
 
-The LM's input is a linear map of the sum of centroids, so that each code's share of it becomes a row of its embedding table.
+The LM's input is a linear map of the sum of centroids, so that each code's share of it becomes a row of its embedding
+table.
 """
 
 import argparse
@@ -22,7 +23,8 @@ from training.train import load
 def fold(model: TrainingModel) -> None:
     """Fill the LM's audio embedding tables from the centroids and the maps learnt in training."""
     semantic, acoustic = model.mimi.quantizer.semantic, model.mimi.quantizer.acoustic
-    assert acoustic is not None and model.quantizer.on, "the checkpoint has no codebooks yet"
+    assert acoustic is not None
+    assert model.quantizer.on, "the checkpoint has no codebooks yet"
     centroids = [*semantic.codebooks, *acoustic.codebooks]
     maps = [model.semantic_map.weight] + [model.acoustic_map.weight] * len(acoustic.codebooks)
     for level, (table, rows, weight) in enumerate(zip(model.lm.emb, centroids, maps, strict=True)):

@@ -26,10 +26,33 @@ class Located:
     utterance: Utterance
 
 
+def _excerpt(item: Located, rng: random.Random, share: float) -> tuple[int, int, list[SpokenWord]]:
+    """An utterance, or a few of its words cut out: first sample, samples, and the words from there."""
+    words = item.utterance.words
+    if rng.random() >= share or len(words) < 2:
+        return item.start, item.utterance.samples, words
+    first = rng.randrange(len(words))
+    last = min(len(words) - 1, first + rng.choice([0, 0, 1, 2, 3]))
+    begin = max(0, int((words[first].start - 0.01) * SAMPLE_RATE))
+    end = min(item.utterance.samples, int((words[last].end + 0.03) * SAMPLE_RATE))
+    shift = begin / SAMPLE_RATE
+    moved = [SpokenWord(w.text, w.start - shift, w.end - shift) for w in words[first : last + 1]]
+    return item.start + begin, end - begin, moved
+
+
 class Rows(IterableDataset[dict[str, torch.Tensor]]):
     """Endless rows: segments (source start, row start, row end, speed, gain) in float64 and the rows' labels."""
 
-    def __init__(self, corpus: list[Located], frames: int, seed: int) -> None:
+    def __init__(
+        self,
+        corpus: list[Located],
+        frames: int,
+        seed: int,
+        *,
+        speeds: tuple[float, float] = (0.85, 1.18),
+        excerpts: float = 0.0,
+        mute: float = 0.01,
+    ) -> None:
         self.by_engine: dict[str, list[Located]] = {}
         for item in corpus:
             if item.utterance.engine not in ENGINE_WEIGHT:
@@ -38,6 +61,9 @@ class Rows(IterableDataset[dict[str, torch.Tensor]]):
         self.engines = list(self.by_engine)
         self.weights = [ENGINE_WEIGHT[e] for e in self.engines]
         self.frames = frames
+        self.speeds = speeds
+        self.excerpts = excerpts  # share of utterances cut short at word borders
+        self.mute = mute  # share of rows where nobody speaks
         self.seed = seed
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -55,21 +81,20 @@ class Rows(IterableDataset[dict[str, torch.Tensor]]):
         # A row is one voice's more often than not; then its level and speed stay too.
         engine = rng.choices(self.engines, self.weights)[0]
         level = 1.0
-        for i in range(MAX_SEGMENTS):
+        for i in range(MAX_SEGMENTS if rng.random() > self.mute else 0):
             if rng.random() < 0.3:
                 level = 10 ** (rng.uniform(-12, 0) / 20)
                 engine = rng.choices(self.engines, self.weights)[0]
-            item = rng.choice(self.by_engine[engine])
-            speed = 1.0 if rng.random() < 0.4 else rng.uniform(0.85, 1.18)
+            source, samples, said = _excerpt(rng.choice(self.by_engine[engine]), rng, self.excerpts)
+            speed = 1.0 if rng.random() < 0.4 else rng.uniform(*self.speeds)
             at = float(int(at))
-            end = at + (item.utterance.samples - 4) / speed
-            segments[i] = (item.start, at, min(end, length), speed, level * 10 ** (rng.uniform(-2, 2) / 20))
-            for w in item.utterance.words:
+            end = at + (samples - 4) / speed
+            segments[i] = (source, at, min(end, length), speed, level * 10 ** (rng.uniform(-2, 2) / 20))
+            for w in said:
                 start = at / SAMPLE_RATE + w.start / speed
                 words.append(SpokenWord(w.text, start, at / SAMPLE_RATE + w.end / speed))
-            gap = rng.choices(
-                [rng.uniform(0, 0.15), rng.uniform(0.1, 0.5), rng.uniform(0.4, 1.5), rng.uniform(1.5, 4.5)], [0.15, 0.3, 0.35, 0.2]
-            )[0]
+            gaps = [(0.0, 0.15), (0.1, 0.5), (0.4, 1.5), (1.5, 4.5), (4.5, 14.0)]
+            gap = rng.uniform(*rng.choices(gaps, [0.15, 0.3, 0.33, 0.16, 0.06])[0])
             at = end + gap * SAMPLE_RATE
             if at >= length:
                 break

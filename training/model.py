@@ -1,4 +1,4 @@
-"""The model in training: the server's own Mimi and LM, with a linear map of the latents where codes will be embedded."""
+"""The model in training: the server's own Mimi and LM, with a linear map where codes will be embedded."""
 
 import dataclasses
 

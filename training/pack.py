@@ -1,4 +1,4 @@
-"""Shrink shards to Ogg/Opus with ffmpeg so that they can travel to a training machine: `python -m training.pack IN OUT`."""
+"""Shrink shards to Ogg/Opus with ffmpeg for the way to a training machine: `python -m training.pack IN OUT`."""
 
 import argparse
 import json
@@ -26,7 +26,9 @@ def pack(stem: Path, target: Path, minutes: float, bitrate: int) -> None:
         source = ["-f", "s16le", "-ar", str(SAMPLE_RATE), "-ac", "1", "-i", "-"]
         codec = ["-c:a", "libopus", "-b:a", f"{bitrate}k", "-compression_level", "2"]
         subprocess.run(["ffmpeg", "-v", "error", "-y", *source, *codec, f"{name}.opus"], input=pcm, check=True)
-        Path(f"{name}.jsonl").write_text("".join(json.dumps(r | {"offset": r["offset"] - start}) + "\n" for r in chosen))
+        Path(f"{name}.jsonl").write_text(
+            "".join(json.dumps(r | {"offset": r["offset"] - start}) + "\n" for r in chosen)
+        )
 
 
 def main() -> None:

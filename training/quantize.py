@@ -1,4 +1,4 @@
-"""Learns the split residual quantizer's centroids: k-means to begin with, then moving averages under a straight-through pass."""
+"""Learns the split residual quantizer's centroids: k-means, then moving averages under a straight-through pass."""
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,9 @@ class CodebookTrainer(nn.Module):
     def _update(self, level: int, code: Tensor, residual: Tensor) -> None:
         bins = self.quantizer.codebooks.shape[1]
         scale = bins / len(code)
-        counts = torch.zeros(bins, device=code.device).index_add_(0, code, torch.ones_like(code, dtype=torch.float)) * scale
+        counts = (
+            torch.zeros(bins, device=code.device).index_add_(0, code, torch.ones_like(code, dtype=torch.float)) * scale
+        )
         sums = torch.zeros_like(self.sums[level]).index_add_(0, code, residual) * scale
         self.counts[level].lerp_(counts, 1 - self.decay)
         self.sums[level].lerp_(sums, 1 - self.decay)

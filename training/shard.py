@@ -21,7 +21,7 @@ class Utterance:
 
 
 def tighten(speech: Speech, floor_db: float = -38.0, edge: float = 0.02) -> Speech:
-    """Cut silence off the words' ends and the utterance's edges: engines count the pause after a word as its last phone."""
+    """Cut silence off words and utterance: engines count the pause after a word as its last phone."""
     hop = SAMPLE_RATE // 100
     frames = len(speech.samples) // hop
     power = np.square(speech.samples[: frames * hop].reshape(frames, hop)).mean(1) + 1e-12
@@ -32,7 +32,9 @@ def tighten(speech: Speech, floor_db: float = -38.0, edge: float = 0.02) -> Spee
         on = np.flatnonzero(loud[a:b])
         if len(on) == 0:
             raise ValueError(f"no sound in {w.text}")
-        words.append(SpokenWord(w.text, max(w.start, (a + on[0]) / 100 - edge), min(w.end, (a + on[-1] + 1) / 100 + edge)))
+        words.append(
+            SpokenWord(w.text, max(w.start, (a + on[0]) / 100 - edge), min(w.end, (a + on[-1] + 1) / 100 + edge))
+        )
     first = max(0, int((words[0].start - 0.05) * SAMPLE_RATE))
     last = min(len(speech.samples), int((words[-1].end + 0.1) * SAMPLE_RATE))
     shift = first / SAMPLE_RATE
@@ -63,7 +65,14 @@ class ShardWriter:
         self.pcm.write(pcm.tobytes())
         self.pcm.flush()
         words = [[w.text, w.start, w.end] for w in speech.words]
-        line = {"engine": engine, "voice": voice, "text": text, "offset": self.offset, "samples": len(pcm), "words": words}
+        line = {
+            "engine": engine,
+            "voice": voice,
+            "text": text,
+            "offset": self.offset,
+            "samples": len(pcm),
+            "words": words,
+        }
         self.index.write(json.dumps(line) + "\n")
         self.index.flush()
         self.offset += len(pcm)

@@ -1,4 +1,4 @@
-"""Write one shard of speech: `python -m training.synthesize --engine espeak --split train --minutes 60 --seed 1 --out DIR`."""
+"""Write one shard of speech: `python -m training.synthesize --engine espeak --minutes 60 --seed 1 --out DIR`."""
 
 import argparse
 import os
@@ -51,7 +51,9 @@ def _espeak(assets: Path) -> Speak:
 
     def speak(text: str, rng: random.Random, held_out: bool) -> tuple[str, Speech]:
         voice = voices.pick_espeak(rng, held_out)
-        return voice, engine.say(text, voice, rate=rng.randint(115, 250), pitch=rng.randint(25, 75), span=rng.randint(20, 80))
+        return voice, engine.say(
+            text, voice, rate=rng.randint(115, 250), pitch=rng.randint(25, 75), span=rng.randint(20, 80)
+        )
 
     return speak
 

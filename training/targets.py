@@ -1,9 +1,10 @@
 """Word times to text-stream tokens and pause labels, at one step a frame; the inverse of the server's word logic.
 
 A step `n` (from 0) hears the frames before `n`, and token 0 there means the boundary time `(n + 1 - DELAY) / 12.5`.
-A word from frame `s` to frame `e` becomes token 0 at step `s + DELAY - 1`, the word's own token at step `e + DELAY - 2`, just
-before it is closed, and token 0 at step `e + DELAY - 1`, which also opens a word that starts there. The word's token could
-stand anywhere between the two; at the end it has heard the whole word and `DELAY - 2` frames more.
+A word from frame `s` to frame `e` becomes token 0 at step `s + DELAY - 1`, the word's own token at step
+`e + DELAY - 2`, just before it is closed, and token 0 at step `e + DELAY - 1`, which also opens a word that starts
+there. The word's token could stand anywhere between the two; at the end it has heard the whole word and `DELAY - 2`
+frames more.
 """
 
 import numpy as np
@@ -24,7 +25,8 @@ _PHONE_IDS = {p: i + 1 for i, p in enumerate(PHONES)}
 PHONE_CLASSES = len(PHONES) + 1  # 0 is silence
 PHONES_A_FRAME = 2
 WORD_PHONES = {
-    word: np.array([_PHONE_IDS[p] for p in spoken.split(" ")[0].translate(_STRESS)]) for word, spoken in LEXICON_US.items()
+    word: np.array([_PHONE_IDS[p] for p in spoken.split(" ")[0].translate(_STRESS)])
+    for word, spoken in LEXICON_US.items()
 }
 
 

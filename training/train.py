@@ -1,7 +1,7 @@
 """Train the embedded model by the clock: `python -m training.train --data DIR --eval DIR --out DIR --minutes 9`.
 
-Three parts of one run: latents unquantized, then codebooks by k-means and a straight-through pass, learning rate falling all
-the while. `--resume` starts from a checkpoint whose codebooks, if it has them, stay in use.
+First latents unquantized, then codebooks by k-means and a straight-through pass, the learning rate falling all the
+while. `--resume` goes on from a checkpoint, codebooks in use, with wider speeds, excerpts and longer pauses.
 """
 
 import argparse
@@ -43,6 +43,7 @@ class Settings:
     strength: float
     eval_every: float
     eval_limit: int
+    final_limit: int
 
 
 def drop_text(text: Tensor, start_token: int) -> Tensor:
@@ -80,7 +81,10 @@ def save(path: Path, model: TrainingModel, ema: dict[str, Tensor], step: int) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     # Half precision keeps the file small enough to travel; centroids and their averages stay whole.
     whole = ("codebooks", "sums", "counts")
-    half = {k: v.detach().cpu().to(v.dtype if k.endswith(whole) or not v.is_floating_point() else torch.float16) for k, v in ema.items()}
+    half = {
+        k: v.detach().cpu().to(v.dtype if k.endswith(whole) or not v.is_floating_point() else torch.float16)
+        for k, v in ema.items()
+    }
     torch.save({"model": half, "quantized": model.quantizer.on, "step": step}, path)
 
 
@@ -103,8 +107,9 @@ def train(settings: Settings) -> None:
     engines: dict[str, float] = {}
     for item in items:
         engines[item.utterance.engine] = engines.get(item.utterance.engine, 0) + item.utterance.samples / 24000 / 60
-    print(f"minutes by engine {({k: round(v, 1) for k, v in engines.items()})}, {len(items)} utterances", flush=True)
-    rows = Rows(items, settings.frames, settings.seed)
+    print(f"minutes by engine { ({k: round(v, 1) for k, v in engines.items()}) }, {len(items)} utterances", flush=True)
+    more = {"speeds": (0.78, 1.28), "excerpts": 0.3, "mute": 0.03} if settings.resume else {}
+    rows = Rows(items, settings.frames, settings.seed, **more)  # type: ignore[arg-type]
     loader = iter(
         torch.utils.data.DataLoader(
             rows,
@@ -119,10 +124,13 @@ def train(settings: Settings) -> None:
     if settings.resume:
         load(settings.resume, model)
     mel_target = MelTarget().to(device)
-    optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=settings.rate, betas=(0.9, 0.98), fused=device.type == "cuda")
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, 0.05), lr=settings.rate, betas=(0.9, 0.98), fused=device.type == "cuda"
+    )
     ema = {k: v.detach().clone() for k, v in model.state_dict().items()}
     run = torch.compile(model) if settings.compile else model
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, ready after {time.monotonic() - began:.0f} s", flush=True)
+    size = sum(p.numel() for p in model.parameters()) / 1e6
+    print(f"{size:.2f} M parameters, ready after {time.monotonic() - began:.0f} s", flush=True)
     begin_clock = time.monotonic()
     last_eval = begin_clock
     means: dict[str, float] = {}
@@ -133,7 +141,11 @@ def train(settings: Settings) -> None:
         progress = step / settings.steps if settings.steps else spent / settings.minutes
         if progress >= 1:
             break
-        rate = settings.rate * min(1, (step + 1) / settings.warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        rate = (
+            settings.rate
+            * min(1, (step + 1) / settings.warmup)
+            * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
         batch = {k: v.to(device, non_blocking=True) for k, v in next(loader).items()}
@@ -141,7 +153,14 @@ def train(settings: Settings) -> None:
         grown = settings.strength * (1.0 if settings.resume else min(1.0, 0.25 + 2.5 * progress))
         pcm = augment(clean, grown)
         if not model.quantizer.on and progress >= settings.quantize_at:
-            begin_quantizer(model, pcm, lambda: augment(render(source, next_segments(loader, device), settings.frames * FRAME), grown))
+            blocks = []
+            for _ in range(8):
+                segments = next(loader)["segments"].to(device)
+                pcm_again = augment(render(source, segments, settings.frames * FRAME), grown)
+                with torch.no_grad():
+                    blocks.append(model.encode(pcm_again).flatten(0, 1).float())
+            model.quantizer.begin(torch.cat(blocks)[:60_000])
+            print("codebooks placed", flush=True)
             run = torch.compile(model) if settings.compile else model
         fed = drop_text(batch["text"], model.lm.spec.text_start_token)
         mels = mel_target(clean / clean.abs().amax(1, keepdim=True).clamp(min=1e-4))
@@ -167,7 +186,12 @@ def train(settings: Settings) -> None:
         if step % 50 == 0 or step == 1:
             for key, value in parts.items():
                 means[key] = float(value.detach())
-            line = {"step": step, "minutes": round(spent, 2), "rate": rate, **{k: round(v, 4) for k, v in means.items()}}
+            line = {
+                "step": step,
+                "minutes": round(spent, 2),
+                "rate": rate,
+                **{k: round(v, 4) for k, v in means.items()},
+            }
             curve.write(json.dumps(line) + "\n")
             curve.flush()
             if step % 200 == 0 or step <= 50:
@@ -178,26 +202,12 @@ def train(settings: Settings) -> None:
             report(model, ema, held, held_items, settings.eval_limit)
     save(settings.out / "last.pt", model, ema, step)
     print(f"{step} steps in {(time.monotonic() - begin_clock) / 60:.1f} min", flush=True)
-    report(model, ema, held, held_items, 10**9)
+    report(model, ema, held, held_items, settings.final_limit)
 
 
-def next_segments(loader: object, device: torch.device) -> Tensor:
-    segments: Tensor = next(loader)["segments"]  # type: ignore[call-overload]
-    return segments.to(device)
-
-
-@torch.no_grad()
-def begin_quantizer(model: TrainingModel, pcm: Tensor, more: "object") -> None:
-    """Collect latents of a few batches and place the centroids."""
-    blocks = []
-    for _ in range(8):
-        blocks.append(model.encode(pcm).flatten(0, 1).float())
-        pcm = more()  # type: ignore[operator]
-    model.quantizer.begin(torch.cat(blocks)[:60_000])
-    print("codebooks placed", flush=True)
-
-
-def report(model: TrainingModel, ema: dict[str, Tensor], held: np.ndarray, items: list[corpus.Located], limit: int) -> None:
+def report(
+    model: TrainingModel, ema: dict[str, Tensor], held: np.ndarray, items: list[corpus.Located], limit: int
+) -> None:
     """Word error rates of the averaged weights."""
     current = {k: v.detach().clone() for k, v in model.state_dict().items()}
     model.load_state_dict(ema)
@@ -231,7 +241,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--strength", type=float, default=1.0)
     parser.add_argument("--eval-every", type=float, default=2.5)
-    parser.add_argument("--eval-limit", type=int, default=20)
+    parser.add_argument("--eval-limit", type=int, default=20, help="utterances a set on the way")
+    parser.add_argument("--final-limit", type=int, default=10**9)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     train(Settings(**vars(args)))

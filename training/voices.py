@@ -5,21 +5,33 @@ import random
 
 SEED = 20261124
 
-ESPEAK_ACCENTS = ["en-us", "en-us-nyc", "en", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-gb-scotland", "en-029"]
+ESPEAK_ACCENTS = [
+    "en-us",
+    "en-us-nyc",
+    "en",
+    "en-gb-x-rp",
+    "en-gb-x-gbclan",
+    "en-gb-x-gbcwmd",
+    "en-gb-scotland",
+    "en-029",
+]
 ESPEAK_VARIANTS = (
-    "m1 m2 m3 m4 m5 m6 m7 m8 f1 f2 f3 f4 f5 klatt klatt2 klatt3 klatt4 klatt5 klatt6 Alex Alicia Andrea Andy Annie Denis "
-    "Diogo Gene Gene2 Henrique Hugo Jacky Lee Marco Mario Michael Mike Nguyen RicishayMax adam anika antonio aunty belinda "
-    "benjamin boris caleb david ed edward grandma grandpa gustave iven iven2 john kaukovalta linda marcelo max michel miguel "
-    "norbert pablo paul pedro quincy rob robert sandro shelby steph steph2 travis victor zac"
+    "m1 m2 m3 m4 m5 m6 m7 m8 f1 f2 f3 f4 f5 klatt klatt2 klatt3 klatt4 klatt5 klatt6 Alex Alicia Andrea Andy "
+    "Annie Denis Diogo Gene Gene2 Henrique Hugo Jacky Lee Marco Mario Michael Mike Nguyen RicishayMax adam anika "
+    "antonio aunty belinda benjamin boris caleb david ed edward grandma grandpa gustave iven iven2 john "
+    "kaukovalta linda marcelo max michel miguel norbert pablo paul pedro quincy rob robert sandro shelby steph "
+    "steph2 travis victor zac"
 ).split()
 KOKORO_ENGLISH = (
-    "af_alloy af_aoede af_bella af_heart af_jessica af_kore af_nicole af_nova af_river af_sarah af_sky am_adam am_echo am_eric "
-    "am_fenrir am_liam am_michael am_onyx am_puck am_santa bf_alice bf_emma bf_isabella bf_lily bm_daniel bm_fable bm_george bm_lewis"
+    "af_alloy af_aoede af_bella af_heart af_jessica af_kore af_nicole af_nova af_river af_sarah af_sky am_adam "
+    "am_echo am_eric am_fenrir am_liam am_michael am_onyx am_puck am_santa bf_alice bf_emma bf_isabella bf_lily "
+    "bm_daniel bm_fable bm_george bm_lewis"
 ).split()
 # Voices of other languages speak English phonemes with an accent of their own.
 KOKORO_FOREIGN = (
-    "ef_dora em_alex em_santa ff_siwis hf_alpha hf_beta hm_omega hm_psi if_sara im_nicola jf_alpha jf_gongitsune jf_nezumi "
-    "jf_tebukuro jm_kumo pf_dora pm_alex pm_santa zf_xiaobei zf_xiaoni zf_xiaoxiao zf_xiaoyi zm_yunjian zm_yunxi zm_yunxia zm_yunyang"
+    "ef_dora em_alex em_santa ff_siwis hf_alpha hf_beta hm_omega hm_psi if_sara im_nicola jf_alpha jf_gongitsune "
+    "jf_nezumi jf_tebukuro jm_kumo pf_dora pm_alex pm_santa zf_xiaobei zf_xiaoni zf_xiaoxiao zf_xiaoyi zm_yunjian "
+    "zm_yunxi zm_yunxia zm_yunyang"
 ).split()
 FLITE = ["kal", "kal16", "awb", "rms", "slt"]
 FESTIVAL = ["kal_diphone", "ked_diphone", "cmu_us_slt_arctic_hts"]
@@ -43,14 +55,16 @@ class Engine:
 
 
 ENGINES = {
-    "espeak": Engine("GPL-3.0-or-later (program)", True, "formant synthesis, 8 accents of English x 76 variants"),
+    "espeak": Engine("GPL-3.0-or-later (program)", True, "formant synthesis, 8 accents of English x 75 variants"),
     "flite": Engine("BSD-like (CMU)", True, "diphones and clustergen; awb held out"),
     "festival": Engine("BSD-like (CMU, Edinburgh)", True, "diphones and HTS; ked held out"),
     "piper": Engine("voice joe: CC0; inference: onnxruntime", True, "VITS, one voice"),
     "kokoro": Engine("Apache-2.0", True, "StyleTTS 2, 54 voices and blends of them; 6 held out"),
     "mbrola": Engine("non-free, evaluation only", False, "diphones of real voices; espeak-ng's prosody"),
     "pico": Engine("Apache-2.0 (Debian: non-free), evaluation only", False, "SVOX HMM voices"),
-    "asterisk": Engine("CC-BY-SA-3.0, evaluation only", False, "a human: prompts of Allison Smith, joined with short gaps"),
+    "asterisk": Engine(
+        "CC-BY-SA-3.0, evaluation only", False, "a human: prompts of Allison Smith, joined with short gaps"
+    ),
 }
 
 

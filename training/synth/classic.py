@@ -1,4 +1,4 @@
-"""flite, festival, SVOX pico and joined human prompts: programs that are called, each with its own way to word times."""
+"""flite, festival, SVOX pico and joined human prompts: each with its own way to word times."""
 
 import random
 import subprocess
@@ -22,7 +22,9 @@ _PHONES: dict[tuple[str, str], int] = {}
 def _flite_phones(word: str, voice: str) -> int:
     """How many phones the voice gives the word said alone."""
     if (word, voice) not in _PHONES:
-        out = subprocess.run(["flite", "-voice", voice, "-ps", "-t", word, "-o", "none"], capture_output=True, text=True)
+        out = subprocess.run(
+            ["flite", "-voice", voice, "-ps", "-t", word, "-o", "none"], capture_output=True, text=True
+        )
         _PHONES[word, voice] = sum(p not in ("pau", "ssil") for p in out.stdout.split())
     return _PHONES[word, voice]
 
@@ -57,16 +59,19 @@ class Festival:
     """A festival process that is spoken to in Scheme; it gives each word's times itself."""
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen(["festival", "--pipe"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            ["festival", "--pipe"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
     def say(self, sentence: str, voice: str, stretch: float) -> Speech:
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         with tempfile.NamedTemporaryFile(suffix=".wav") as file:
             self.process.stdin.write(
                 f"""(voice_{voice}) (Parameter.set 'Duration_Stretch {stretch:.3f})
                 (set! u (utt.synth (Utterance Text "{sentence}"))) (utt.save.wave u "{file.name}" 'riff)
-                (mapcar (lambda (w) (format t "W %s %f %f\\n" (item.name w) (item.feat w "word_start") (item.feat w "word_end")))
-                  (utt.relation.items u 'Word))
+                (mapcar (lambda (w) (format t "W %s %f %f\\n" (item.name w)
+                  (item.feat w "word_start") (item.feat w "word_end"))) (utt.relation.items u 'Word))
                 (format t "DONE\\n") (fflush nil)\n"""
             )
             self.process.stdin.flush()
@@ -107,7 +112,12 @@ class Prompts:
 
         names = {w: f"digits/{i}" for i, w in enumerate([*DIGITS, *TEENS])}
         names |= {w: f"digits/{20 + 10 * i}" for i, w in enumerate(TENS)}
-        names |= {"hundred": "digits/hundred", "thousand": "digits/thousand", "oh": "digits/oh", "minus": "digits/minus"}
+        names |= {
+            "hundred": "digits/hundred",
+            "thousand": "digits/thousand",
+            "oh": "digits/oh",
+            "minus": "digits/minus",
+        }
         names |= {"and": "vm-and", "point": "digits/point"}
         self.clips: dict[str, np.ndarray] = {}
         for word, name in names.items():
@@ -125,7 +135,9 @@ class Prompts:
             word = token.rstrip(",")
             if word not in self.clips:
                 raise ValueError(f"no prompt for {word}")
-            gap = np.zeros(int(SAMPLE_RATE * (rng.uniform(0.02, 0.12) + (0.3 if token.endswith(",") else 0))), np.float32)
+            gap = np.zeros(
+                int(SAMPLE_RATE * (rng.uniform(0.02, 0.12) + (0.3 if token.endswith(",") else 0))), np.float32
+            )
             clip = self.clips[word]
             words.append(SpokenWord(word, at / SAMPLE_RATE, (at + len(clip)) / SAMPLE_RATE))
             parts += [clip, gap]

@@ -77,7 +77,8 @@ class Espeak:
             raise ValueError("no audio")
         sample_rate = self.lib.espeak_ng_GetSampleRate()
         samples = np.concatenate(self.blocks).astype(np.float32) / 32768
-        # The first phoneme of a word carries the word's place in the text; a word ends where the next one or a pause begins.
+        # The first phoneme of a word carries the word's place in the text; a word ends where the next one or a pause
+        # begins.
         places = {match.start() + 1 for match in re.finditer(r"\w+", sentence)}
         spans: dict[int, tuple[float, float]] = {}
         for i, (start, name, place) in enumerate(self.phonemes):

@@ -1,0 +1,1 @@
+"""Tests of the recipe that makes the embedded model."""
