@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import resource
 import shutil
 import struct
 import subprocess
@@ -178,6 +179,48 @@ def test_what_cannot_be_read_is_said(data, complaint):
     with pytest.raises(AudioError, match=complaint) as caught:
         read_audio(data)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["long.flac", "long.ogg", "long.opus", "long.mp3"])
+@pytest.mark.parametrize("honest", [True, False])
+@ffmpeg
+def test_a_small_file_that_holds_hours_is_refused_before_it_is_decoded(name, honest, tmp_path):
+    codec = {"ogg": ["-c:a", "libvorbis"], "opus": ["-c:a", "libopus", "-b:a", "6k"]}.get(name.rpartition(".")[2], [])
+    # Half an hour; 700 MB if it were decoded whole, but for Opus, which is slow to make.
+    seconds = "60" if name.endswith("opus") else "1800"
+    source = ["-f", "lavfi", "-i", f"anullsrc=r=48000:cl=stereo:d={seconds}"]
+    subprocess.run(["ffmpeg", "-v", "error", *source, *codec, tmp_path / name], check=True, timeout=60)
+    data = bytearray((tmp_path / name).read_bytes())
+    if not honest:
+        if not name.endswith("flac"):
+            pytest.skip("only FLAC can say another length in one place")
+        data[21] &= 0xF0  # the number of samples, 36 bits: ten seconds
+        data[22:26] = (480_000).to_bytes(4, "big")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for source_of_it in (bytes(data), tmp_path / name):
+        with pytest.raises(AudioError, match=r"is longer than 20 s") as caught:
+            read_audio(source_of_it, max_seconds=20)
+        assert "ffmpeg" in caught.value.hint
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150_000
+
+
+def test_a_recording_of_just_the_longest_is_read_and_one_sample_more_is_not():
+    pcm = tone(SAMPLE_RATE, 2.0)
+    encoder = OpusEncoder()
+    for data in (wav_bytes(pcm), encoder.encode(pcm) + encoder.finish()):
+        assert len(read_audio(data, max_seconds=2)) == len(pcm)
+        assert len(read_audio(data, max_seconds=math.inf)) == len(pcm)
+        with pytest.raises(AudioError, match=r"the audio is longer than 2 s"):
+            read_audio(data, max_seconds=2 - 1 / SAMPLE_RATE)
+    with pytest.raises(AudioError, match="longer than 1 s"):
+        read_audio(wav_bytes(tone(SAMPLE_RATE, 60.0)), max_seconds=1)
+
+
+def test_many_channels_count_as_more_seconds():
+    eight = riff(1, 16, 48_000, np.zeros((48_000 * 2, 8), dtype="<i2"))
+    assert len(read_audio(eight, max_seconds=8)) == 2 * SAMPLE_RATE
+    with pytest.raises(AudioError, match="longer than"):
+        read_audio(eight, max_seconds=7)
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):

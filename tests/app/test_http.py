@@ -23,6 +23,8 @@ from moshi_server.engine.worker import EngineLimits
 from ..fakes import FakeRunner, say
 from .server import KEY, PATH, Server, audio, events, serve, until
 
+FLAC = Path(__file__).parents[1] / "data" / "speech.flac"
+
 
 def wav(pcm: np.ndarray, rate: int = 24000) -> bytes:
     buffer = io.BytesIO()
@@ -139,6 +141,16 @@ async def test_a_file_longer_than_a_session_may_last() -> None:
         runner.before_step = lambda: __import__("time").sleep(0.02)
         answer = await server.post(wav(np.zeros(24000 * 60, np.float32)))
         assert answer.status_code == 413
+        assert server.engines[0].slots_used == 0
+
+
+async def test_a_post_of_more_hours_than_are_decoded_is_refused() -> None:
+    header = bytearray(FLAC.read_bytes())
+    header[21] |= 0x0F  # 2^36 samples, if it were true
+    async with serve() as server:
+        answer = await server.post(bytes(header))
+        assert answer.status_code == 400
+        assert "longer than 4 h" in answer.json()["error"]
         assert server.engines[0].slots_used == 0
 
 

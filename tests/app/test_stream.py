@@ -7,6 +7,7 @@ import contextlib
 import json
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -412,6 +413,22 @@ async def test_headers_that_are_too_long_or_too_many_are_refused() -> None:
         for bad in ({"x-long": "x" * 70_000}, {f"x-{number}": "x" for number in range(200)}):
             assert (await refused(server.connect(additional_headers=bad)))[0] == 431
         assert (await refused(server.connect(query="?auth_id=" + "x" * 70_000)))[0] == 414
+
+
+async def test_an_unknown_path_is_404_before_the_upgrade_and_says_which_there_are(tmp_path: Path) -> None:
+    two = ("/api/one", "/api/two")
+    for static_dir in (None, tmp_path):
+        async with serve([FakeRunner(1), FakeRunner(1)], paths=two, static_dir=static_dir) as server:
+            for path in ("/api/asr-streaming", "/", "/api/one/", "/api/health", "/metrics"):
+                status, body = await refused(server.connect(path))
+                assert status == 404
+                assert body["error"] == "not found"
+                assert body["message"] == f"no module answers at {path}"
+                assert body["paths"] == list(two)
+                assert KEY not in str(body)
+            assert (await server.get("/api/health")).status_code == 200
+            async with server.connect("/api/two") as client:
+                await events(client, "Ready")
 
 
 async def test_a_module_may_be_open() -> None:

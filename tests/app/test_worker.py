@@ -185,7 +185,22 @@ async def test_3_keys_come_from_the_file_and_the_environment_and_no_log_has_them
     assert "from_the_environment_1" not in log
     assert KEY not in log
     assert "from_t...nt_1" in log
-    assert "3 API key(s)" in log
+    assert "INFO moshi_server.app.serve 3 API key(s)" in log
+    assert "WARNING" not in log
+
+
+async def test_4_with_no_key_and_no_secret_a_warning_says_how_to_set_one(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    config.write_text(config.read_text().replace(f'["{KEY}"]', "[]"))
+    async with worker(config, MOSHI_API_KEY="", BETTER_AUTH_SECRET="") as running:
+        with pytest.raises(websockets.InvalidStatus, match="401"):
+            await running.connect()
+        running.process.terminate()
+        _, log = await running.ended()
+    (line,) = (line for line in log.splitlines() if "no API key and no secret are configured" in line)
+    assert line.startswith("WARNING moshi_server.app.serve ")
+    assert "MOSHI_API_KEY" in line
+    assert "BETTER_AUTH_SECRET" in line
 
 
 async def test_everything_is_served_together(tmp_path: Path) -> None:

@@ -192,8 +192,9 @@ async def test_a_full_server():
 
 async def test_a_path_that_is_not_there():
     async with serve() as server:
-        with pytest.raises(ResourceNotFoundError, match="/api/other"):
+        with pytest.raises(ResourceNotFoundError, match="/api/other") as caught:
             await AsrClient.connect(f"ws://127.0.0.1:{server.port}/api/other", api_key=KEY)
+    assert caught.value.hint == "streams are served at /api/asr-streaming"
 
 
 async def test_a_message_that_the_server_refuses():

@@ -9,10 +9,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 from moshi_server.app.closing import CloseCode
 from moshi_server.auth import CODES
 from moshi_server.metrics import Metrics, SystemReading
+from moshi_server.model.weights import overflow_error
 
 from ..cli.test_commands import ROOT, moshi_server
 
@@ -77,6 +79,13 @@ SAID = (
 def test_the_messages_of_the_table_are_those_of_the_program(message: str) -> None:
     assert message in PAGE
     assert message in SOURCES
+
+
+def test_the_row_about_f16_quotes_what_is_said() -> None:
+    assert "| `hold values that f16 cannot` |" in PAGE
+    error = overflow_error("model.safetensors", ["layers.0.weight"], torch.float16)
+    assert "hold values that f16 cannot" in error.message
+    assert "65504" in error.message
 
 
 def test_every_code_of_a_refusal_is_explained() -> None:

@@ -45,6 +45,7 @@ def create_app(state: ServerState, *, static_dir: str | Path | None = None) -> F
     for module in state.modules:
         if module.kind in ASR_KINDS:
             _add_speech_to_text(app, module, state)
+    app.add_api_websocket_route("/{path:path}", _nothing_here(state))  # before files, which know no upgrade
     if static_dir is not None and Path(static_dir).is_dir():
         app.mount("/", StaticFiles(directory=static_dir, html=True), name="static")
     return app
@@ -98,6 +99,21 @@ def _stream(
             await Pump(websocket, module, wire(websocket), state.metrics).run(caller)
 
     return stream
+
+
+def _nothing_here(state: ServerState) -> Callable[[WebSocket], Awaitable[None]]:
+    paths = [module.path for module in state.modules if module.kind in ASR_KINDS]
+
+    async def nothing_here(websocket: WebSocket) -> None:
+        fields = {
+            "error": "not found",
+            "message": f"no module answers at {websocket.url.path}",
+            "hint": f"streams are served at {', '.join(paths)}" if paths else "this server serves no streams",
+            "paths": paths,
+        }
+        await websocket.send_denial_response(JSONResponse(fields, 404))
+
+    return nothing_here
 
 
 async def _upgrade_required(_: Request) -> Response:

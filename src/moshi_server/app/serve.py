@@ -48,8 +48,10 @@ def run(config: Config, *, host: str, port: int, cpu: bool, env: Mapping[str, st
             metrics=metrics,
             instance=config.instance_name,
         )
+        # With neither, every request is refused: an operator who reads only warnings must see it.
+        level = logging.INFO if state.auth.accepts_keys or state.auth.accepts_tokens else logging.WARNING
         for note in state.auth.notes():
-            logger.info(note)
+            logger.log(level, note)
         app = create_app(state, static_dir=config.static_dir)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(Worker(app, state, listener, grace_seconds=config.shutdown_grace_seconds).run())

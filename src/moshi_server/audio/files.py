@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import tempfile
 import wave
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import sphn
@@ -19,11 +21,18 @@ from .opus import OpusDecoder, codec_call
 from .pcm import SAMPLE_RATE, mono, resample
 
 _HINT: Final = "wav, mp3, flac and ogg (Vorbis or Opus) are read; convert others with: ffmpeg -i INPUT OUTPUT.wav"
+MAX_SECONDS: Final = 4 * 3600.0
+"""How long a recording may be by default: at 24 kHz, 1.4 GB of samples."""
+_VALUES_PER_SECOND: Final = 2 * 48_000
+"""What a second of a recording holds at most while it counts as one: 48 kHz in stereo."""
+_PADDING_SECONDS: Final = 0.5
+"""What encoders may add at the ends, which is cut off once decoded."""
+_FLAC: Final = b"fLaC"
 _MP3_DECODER_DELAY: Final = 529
 """Samples by which every MP3 decoder lags, on top of what the encoder declares."""
 
 
-def read_audio(source: str | os.PathLike[str] | bytes) -> NDArray[np.float32]:
+def read_audio(source: str | os.PathLike[str] | bytes, *, max_seconds: float = MAX_SECONDS) -> NDArray[np.float32]:
     """A whole recording as 24 kHz mono float32 of shape (samples,), full scale at 1.
 
     Any sample rate, bit depth (float too) and number of channels; channels are averaged. The length is that of the
@@ -31,21 +40,24 @@ def read_audio(source: str | os.PathLike[str] | bytes) -> NDArray[np.float32]:
 
     Args:
         source: a path, or the bytes of the file.
+        max_seconds: how long the recording may be, since a few bytes can hold hours of silence; no more than that is
+            ever decoded, whatever the file says of itself. Beyond 48 kHz in stereo it is shorter in proportion.
+            ``math.inf`` for a file that is trusted.
 
     Raises:
-        AudioError: the file cannot be read, or holds no audio that we decode.
+        AudioError: the file cannot be read, holds no audio that we decode, or is too long.
     """
     if isinstance(source, bytes):
-        return _read_bytes(source)
+        return _read_bytes(source, max_seconds)
     path = Path(source)
     try:
         with path.open("rb") as file:
             head = file.read(4096)
             if _is_opus(head):
-                return _read_opus(head + file.read(), str(path))
+                return _read_opus(head + file.read(), str(path), max_seconds)
     except OSError as error:
         raise AudioError(f"{path}: {error.strerror or error}") from None
-    return _read_file(path, head, str(path))
+    return _read_file(path, head, str(path), max_seconds)
 
 
 def wav_bytes(pcm: NDArray[np.float32], sample_rate: int = SAMPLE_RATE) -> bytes:
@@ -64,29 +76,47 @@ def write_wav(path: str | os.PathLike[str], pcm: NDArray[np.float32], sample_rat
     Path(path).write_bytes(wav_bytes(pcm, sample_rate))
 
 
-def _read_bytes(data: bytes) -> NDArray[np.float32]:
+def _read_bytes(data: bytes, max_seconds: float) -> NDArray[np.float32]:
     if _is_opus(data):
-        return _read_opus(data, "the audio")
+        return _read_opus(data, "the audio", max_seconds)
     # sphn reads files only.
     with tempfile.TemporaryDirectory(prefix="moshi-server-") as folder:
         path = Path(folder) / "audio"
         path.write_bytes(data)
-        return _read_file(path, data[:4096], "the audio")
+        return _read_file(path, data[:4096], "the audio", max_seconds)
 
 
-def _read_file(path: Path, head: bytes, name: str) -> NDArray[np.float32]:
+def _read_file(path: Path, head: bytes, name: str, max_seconds: float) -> NDArray[np.float32]:
     if not head:
         raise AudioError(f"{name} is empty", hint=_HINT)
-    try:
-        samples, rate = codec_call(lambda: sphn.read(str(path)), f"{name} cannot be decoded")
-    except AudioError as error:
-        # sphn names the file once more.
-        raise AudioError(error.message.replace(f'"{path}": ', ""), hint=_HINT) from None
-    start, length = _audible(path, head, samples.shape[1])
+    reader = _codec(lambda: sphn.FileReader(str(path)), path, name)
+    rate, most, asked = reader.sample_rate, max_seconds, math.inf
+    if math.isinf(most):
+        samples = _codec(reader.decode_all, path, name)
+    else:
+        most *= min(1.0, _VALUES_PER_SECOND / (rate * reader.channels))
+        asked = most + 2 * _PADDING_SECONDS
+        # Of these two it is believed early; others may say anything, such as a wav from a pipe.
+        if head.startswith((_FLAC, ogg.CAPTURE)) and reader.duration_sec > most + _PADDING_SECONDS:
+            raise _too_long(name, most)
+        samples = _codec(lambda: reader.decode(0.0, asked), path, name)
+    decoded = samples.shape[1]
+    start, length = _audible(path, head, decoded)
+    if length > most * rate or decoded >= (asked - 0.01) * rate:
+        raise _too_long(name, most)
     pcm = mono(samples[:, start : start + length])
+    del samples
     if not np.isfinite(pcm).all():
         raise AudioError(f"{name} holds samples that are not numbers")
     return resample(pcm, rate)
+
+
+def _codec(call: Callable[[], Any], path: Path, name: str) -> Any:
+    try:
+        return codec_call(call, f"{name} cannot be decoded")
+    except AudioError as error:
+        # sphn names the file once more.
+        raise AudioError(error.message.replace(f'"{path}": ', ""), hint=_HINT) from None
 
 
 def _audible(path: Path, head: bytes, decoded: int) -> tuple[int, int]:
@@ -136,9 +166,23 @@ def _is_opus(head: bytes) -> bool:
     return head.startswith(ogg.CAPTURE) and b"OpusHead" in head[: ogg.HEADER_SIZE + 255 + 8]
 
 
-def _read_opus(data: bytes, name: str) -> NDArray[np.float32]:
+def _read_opus(data: bytes, name: str, max_seconds: float) -> NDArray[np.float32]:
+    parts, samples = [np.zeros(0, dtype=np.float32)], 0
     try:
-        pcm = OpusDecoder().feed(data)
+        for pcm in OpusDecoder().decode(data):
+            samples += len(pcm)
+            if samples > max_seconds * SAMPLE_RATE:
+                break
+            parts.append(pcm)
+        else:
+            return np.concatenate(parts)
     except AudioError as error:
         raise AudioError(f"{name} cannot be decoded: {error.message}", hint=error.hint or _HINT) from None
-    return pcm
+    raise _too_long(name, max_seconds)
+
+
+def _too_long(name: str, most: float) -> AudioError:
+    limit = f"{most / 3600:.3g} h" if most >= 3600 else f"{most:.4g} s"
+    return AudioError(
+        f"{name} is longer than {limit}", hint="cut it, as with: ffmpeg -i INPUT -f segment -segment_time 3600 %d.wav"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -130,7 +131,7 @@ async def _one(
     from ..client.exchange import transcribe_over
 
     source: str | bytes = sys.stdin.buffer.read() if file == STDIN else file
-    pcm = await asyncio.to_thread(read_audio, source)
+    pcm = await asyncio.to_thread(read_audio, source, max_seconds=math.inf)
     seconds = len(pcm) / SAMPLE_RATE
     shown = sys.stderr.isatty() and not live and (realtime or seconds >= LONG_SECONDS)
     async with open_stream() as stream:

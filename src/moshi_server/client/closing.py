@@ -68,9 +68,10 @@ def error_of_refusal(response: Response, url: str) -> MoshiServerError:
         return AuthError(said.get("code", "invalid_key"), message, hint=hint or "pass a valid api_key")
     if status == 503:
         return NoFreeSlotError(message, hint=hint)
-    if status in (403, 404, 405, 426):  # 403 is how an ASGI server refuses an upgrade at an unknown path
+    if status in (403, 404, 405, 426):  # older workers answered 403 without a body at an unknown path
         return ResourceNotFoundError(
-            f"nothing answers at {url}", hint="the path must be that of a speech-to-text module: see /api/modules_info"
+            f"nothing answers at {url}",
+            hint=hint or "the path must be that of a speech-to-text module: see /api/modules_info",
         )
     if 300 <= status < 400:
         location = response.headers.get("Location", "elsewhere")

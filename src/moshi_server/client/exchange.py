@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -41,7 +42,7 @@ def load(audio: Recording) -> NDArray[np.float32]:
     Raises:
         AudioError: it cannot be read.
     """
-    return samples(audio) if isinstance(audio, np.ndarray) else read_audio(audio)
+    return samples(audio) if isinstance(audio, np.ndarray) else read_audio(audio, max_seconds=math.inf)
 
 
 def samples(pcm: ArrayLike) -> NDArray[np.float32]:
