@@ -181,19 +181,19 @@ def test_what_cannot_be_read_is_said(data, complaint):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["long.flac", "long.ogg", "long.opus", "long.mp3"])
-@pytest.mark.parametrize("honest", [True, False])
+@pytest.mark.parametrize(
+    ("name", "honest"),
+    [("long.flac", True), ("long.flac", False), ("long.ogg", True), ("long.opus", True), ("long.mp3", True)],
+)
 @ffmpeg
-def test_a_small_file_that_holds_hours_is_refused_before_it_is_decoded(name, honest, tmp_path):
+def test_a_small_file_that_holds_very_much_is_refused_before_it_is_decoded(name, honest, tmp_path):
     codec = {"ogg": ["-c:a", "libvorbis"], "opus": ["-c:a", "libopus", "-b:a", "6k"]}.get(name.rpartition(".")[2], [])
-    # Half an hour; 700 MB if it were decoded whole, but for Opus, which is slow to make.
-    seconds = "60" if name.endswith("opus") else "1800"
+    # Half an hour of FLAC would be 700 MB; the others are slow to make.
+    seconds = "1800" if name.endswith("flac") else "60"
     source = ["-f", "lavfi", "-i", f"anullsrc=r=48000:cl=stereo:d={seconds}"]
     subprocess.run(["ffmpeg", "-v", "error", *source, *codec, tmp_path / name], check=True, timeout=60)
     data = bytearray((tmp_path / name).read_bytes())
     if not honest:
-        if not name.endswith("flac"):
-            pytest.skip("only FLAC can say another length in one place")
         data[21] &= 0xF0  # the number of samples, 36 bits: ten seconds
         data[22:26] = (480_000).to_bytes(4, "big")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
