@@ -20,7 +20,7 @@ demo: $(VENV)/installed ## install, start the embedded model, send it a recordin
 install: $(VENV)/installed ## install into .venv what serving needs
 
 test: check ## everything that must hold before a change goes in
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 check: $(VENV)/installed-dev ## style, types and layers only
 	$(BIN)/ruff check .
