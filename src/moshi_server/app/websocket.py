@@ -33,6 +33,8 @@ PING_SECONDS: Final = 10.0
 """How often the client is pinged."""
 SECOND_LOOK_SECONDS: Final = 0.1
 """How long a client whose time is up may still be heard, in case the event loop was late and not the client."""
+SLOT_SECONDS: Final = 0.25
+"""How long a stream waits for a slot: a client may connect again before the end of its last stream has been seen."""
 
 
 class Pump:
@@ -57,7 +59,7 @@ class Pump:
         steps = 0
         code, reason = int(CloseCode.NORMAL), ""
         try:
-            session = await self._module.engine.open()
+            session = await self._module.engine.open(wait_seconds=SLOT_SECONDS)
             bind_contextvars(session=session.id)
             logger.info("stream opened", extra={"fields": {"caller": caller.name, "by": caller.method}})
             try:
