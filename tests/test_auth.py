@@ -82,7 +82,7 @@ def test_a_key_is_taken_from_the_header_or_the_query() -> None:
 
 
 @pytest.mark.parametrize("key", ["wrong", KEY[:-1], KEY + "x", "é", KEY.upper(), "\ud800"])
-def test_a_wrong_key_is_refused(key: str) -> None:
+def test_4_a_wrong_key_is_refused(key: str) -> None:
     assert refused({"kyutai-api-key": key}).code == INVALID_KEY
     assert refused(query={"auth_id": key}).code == INVALID_KEY
 
@@ -106,7 +106,7 @@ def test_a_cookie_cut_in_chunks_is_put_together() -> None:
     assert refused({"cookie": "; ".join(cookies[1:])}).code == JWT_VALIDATION_FAILED
 
 
-def test_the_first_credential_present_decides() -> None:
+def test_4_the_first_credential_present_decides() -> None:
     good, bad = {"authorization": f"Bearer {token()}"}, {"kyutai-api-key": "wrong"}
     assert refused({**good, **bad}).code == INVALID_KEY
     assert check({"kyutai-api-key": KEY}, {"auth_id": "wrong"}).method == "api_key"
@@ -239,7 +239,7 @@ def test_notes_mask_keys_and_warn_of_a_short_secret() -> None:
 @pytest.mark.parametrize(
     ("key", "shown"), [("", "*hidden*"), ("0123456789", "*hidden*"), ("0123456789A", "012345...789A")]
 )
-def test_masking(key: str, shown: str) -> None:
+def test_4_masking(key: str, shown: str) -> None:
     assert mask(key) == shown
 
 
@@ -256,7 +256,7 @@ values = texts | texts.map(lambda text: "Bearer " + text) | texts.map(lambda tex
 
 @relaxed
 @given(st.lists(st.tuples(names, values), max_size=5), st.dictionaries(st.sampled_from(["auth_id", "x"]), texts))
-def test_no_random_header_cookie_or_query_gets_in_or_crashes(
+def test_4_no_random_header_cookie_or_query_gets_in_or_crashes(
     headers: list[tuple[str, str]], query: dict[str, str]
 ) -> None:
     error = refused(headers, query)

@@ -87,7 +87,7 @@ def good(tmp_path: Path, text: str) -> Config:
 
 
 @pytest.mark.parametrize("file", PUBLISHED, ids=lambda file: f"{file.parent.name}/{file.stem}")
-def test_a_published_file_loads_unchanged(file: Path) -> None:
+def test_2_a_published_file_loads_unchanged(file: Path) -> None:
     raw = tomllib.loads(file.read_text(encoding="utf-8"))
     config = load_config(file, ENV)
     assert list(config.modules) == list(raw["modules"])
@@ -131,7 +131,7 @@ def test_the_fork_file_has_no_keys_of_its_own_but_a_number_type(tmp_path: Path) 
     assert config.authorized_ids == frozenset()
 
 
-def test_what_a_file_may_leave_out(tmp_path: Path) -> None:
+def test_2_what_a_file_may_leave_out(tmp_path: Path) -> None:
     config = good(tmp_path, TOP)
     assert config.modules == {}
     assert config.authorized_ids == frozenset()
@@ -142,7 +142,7 @@ def test_what_a_file_may_leave_out(tmp_path: Path) -> None:
     assert asr.max_session_seconds is None
 
 
-def test_every_module_type_is_read(tmp_path: Path) -> None:
+def test_2_every_module_type_is_read(tmp_path: Path) -> None:
     path = 'path = "/p"\n'
     generation = "\n".join(f"{key} = 1" for key in TTS_KEYS.split())
     dialogue = "\n".join(f"{key} = 2" for key in DIALOGUE_KEYS.split())
@@ -174,7 +174,7 @@ def test_upstream_session_limits_are_the_defaults(tmp_path: Path) -> None:
     assert good(tmp_path, ASR + MODEL).modules["m"].message_timeout_seconds == 120
 
 
-def test_conditioners_cross_attention_and_depformer(tmp_path: Path) -> None:
+def test_2_conditioners_cross_attention_and_depformer(tmp_path: Path) -> None:
     extra = f"""
 cross_attention = ["ConditionalGatedSigmoid", "LayerNorm", 64]
 layer_scale = 0.01
@@ -218,7 +218,7 @@ possible_values = ["bad", "good"]
         ("quantize = 'int4'", "modules.m.quantize", 'expected one of "int8"', ""),
     ],
 )
-def test_a_wrong_line_is_named_with_what_was_meant(
+def test_2_a_wrong_line_is_named_with_what_was_meant(
     tmp_path: Path, line: str, key: str, message: str, hint: str
 ) -> None:
     fault = one_fault(tmp_path, ASR + line + MODEL)
@@ -283,7 +283,7 @@ def test_a_default_room_must_be_a_room(tmp_path: Path) -> None:
     assert "default_room" in str(one_fault(tmp_path, text))
 
 
-def test_variables_come_from_the_environment(tmp_path: Path) -> None:
+def test_2_variables_come_from_the_environment(tmp_path: Path) -> None:
     text = TOP.replace('"l"', '"$HOME/a/${NAME}b$$c"') + 'authorized_ids = ["$KEY", "plain"]\n'
     config, _ = check(tmp_path, text, {"HOME": "/h", "NAME": "n", "KEY": "secret"})
     assert config is not None

@@ -129,7 +129,7 @@ def test_a_download_that_broke_off_is_resumed_where_it_stopped(server: Hub, tmp_
     assert ranges[1] != "bytes=0-"
 
 
-def test_a_snapshot_downloads_only_what_matches(server: Hub, tmp_path: Path) -> None:
+def test_2_a_snapshot_downloads_only_what_matches(server: Hub, tmp_path: Path) -> None:
     uri = "hf-snapshot://kyutai/voices/**/*.safetensors"
     folder = Path(resolve(uri, tmp_path, server.url)["path"])
     found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

@@ -116,7 +116,7 @@ def ours() -> Any:
     return serve(auth=Authenticator([], SECRET))
 
 
-async def test_the_cookies_of_a_sign_up_open_a_stream(node: str) -> None:
+async def test_4_the_cookies_of_a_sign_up_open_a_stream(node: str) -> None:
     async with ours() as server, better_auth(node) as auth:
         cookies = await auth.sign_up()
         assert {DATA, TOKEN} <= set(cookies)

@@ -431,7 +431,7 @@ async def test_an_unknown_path_is_404_before_the_upgrade_and_says_which_there_ar
                 await events(client, "Ready")
 
 
-async def test_a_module_may_be_open() -> None:
+async def test_4_a_module_may_be_open() -> None:
     async with serve(require_auth=False) as server, server.connect(query="") as client:
         await events(client, "Ready")
 

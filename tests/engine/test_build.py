@@ -148,7 +148,7 @@ async def test_a_streams_words_are_the_same_alone_and_among_seven_others(folder:
         np.testing.assert_allclose(steps[0], steps[1], atol=1e-5)
 
 
-def test_modules_that_name_the_same_files_share_their_weights(folder: Path, tmp_path: Path) -> None:
+def test_2_modules_that_name_the_same_files_share_their_weights(folder: Path, tmp_path: Path) -> None:
     first, second = build(config(tmp_path, module(folder), module(folder, "other", batch_size=2)))
     models = [built.engine._runner._model for built in (first, second)]  # type: ignore[attr-defined]
     assert models[0].lm is models[1].lm
@@ -215,7 +215,7 @@ def test_the_number_type_is_what_is_asked_for(folder: Path, tmp_path: Path) -> N
     assert built.engine._runner._model.lm.dtype is torch.bfloat16  # type: ignore[attr-defined]
 
 
-def test_memory_that_cannot_be_taken_halves_the_slots_until_it_can(folder: Path, tmp_path: Path) -> None:
+def test_5_memory_that_cannot_be_taken_halves_the_slots_until_it_can(folder: Path, tmp_path: Path) -> None:
     plan = make_plans(config(tmp_path, module(folder)), "cpu", {})["cpu"]
     tried: list[int] = []
 

@@ -40,7 +40,7 @@ def test_dtype_override_wins_everywhere(override: DType) -> None:
     ("flags", "dtype"),
     [(set(), "f32"), ({"avx2", "avx512f"}, "f32"), ({"avx512_bf16"}, "bf16"), ({"amx_bf16"}, "bf16")],
 )
-def test_a_cpu_takes_bf16_only_where_it_has_the_instructions(flags: set[str], dtype: DType) -> None:
+def test_5_a_cpu_takes_bf16_only_where_it_has_the_instructions(flags: set[str], dtype: DType) -> None:
     assert choose_cpu_dtype(flags).dtype == dtype
 
 

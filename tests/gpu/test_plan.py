@@ -38,7 +38,7 @@ def request(
 
 
 @pytest.mark.parametrize(("free", "fits"), [(1612, 1), (1711.9, 1), (1712, 2), (5512, 40), (5611, 40), (100_000, 984)])
-def test_the_most_is_what_is_left_divided_by_a_stream(free: float, fits: int) -> None:
+def test_5_the_most_is_what_is_left_divided_by_a_stream(free: float, fits: int) -> None:
     assert plan_modules([request("auto")], card(free), {})["asr"].batch_size == fits
 
 
@@ -58,7 +58,7 @@ def test_the_environment_comes_before_all() -> None:
         assert name in warning
 
 
-def test_the_environment_may_say_one_thing_only() -> None:
+def test_5_the_environment_may_say_one_thing_only() -> None:
     plan = plan_modules([request("auto")], card(5512), {"MOSHI_PER_BATCH_ITEM_MB": "200"})
     assert plan["asr"].batch_size == 20
     assert plan.reserved.bytes == 512 * MB
@@ -91,7 +91,7 @@ def test_a_batch_size_that_fits_is_left_alone() -> None:
     assert "as configured" in line
 
 
-def test_one_that_does_not_is_lowered_with_every_term_and_its_origin() -> None:
+def test_5_one_that_does_not_is_lowered_with_every_term_and_its_origin() -> None:
     plan = plan_modules([request(64)], card(5512), {})
     (warning,) = plan.warnings()
     assert warning == (
@@ -102,7 +102,7 @@ def test_one_that_does_not_is_lowered_with_every_term_and_its_origin() -> None:
     assert plan.lines() == []
 
 
-def test_not_even_one_says_what_is_needed_and_what_there_is() -> None:
+def test_5_not_even_one_says_what_is_needed_and_what_there_is() -> None:
     with pytest.raises(MemoryPlanError) as raised:
         plan_modules([request(64)], card(1600), {})
     message = str(raised.value)
@@ -146,7 +146,7 @@ def test_the_environment_counts_a_shared_file_once() -> None:
     assert sum(term.bytes for term in plan.weights) == 2 * 10**9
 
 
-def test_modules_are_lowered_in_proportion() -> None:
+def test_5_modules_are_lowered_in_proportion() -> None:
     plan = plan_modules([request(60, name="a"), request(20, name="b", each_mb=300)], card(512 + 1000 + 6000), {})
     assert (plan["a"].batch_size, plan["b"].batch_size) == (30, 10)
     assert "module b 10 x 300 MB" in plan.warnings()[0]

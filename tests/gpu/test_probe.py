@@ -63,7 +63,7 @@ def ask(library: Path | None, gpus: int = 1, fail: str = "") -> tuple[dict[str, 
     return json.loads(done.stdout), done.stderr
 
 
-def test_without_a_library_one_line_says_so(tmp_path: Path) -> None:
+def test_5_without_a_library_one_line_says_so(tmp_path: Path) -> None:
     (tmp_path / "libnvidia-ml.so.1").write_bytes(b"this is no library")
     said, log = ask(tmp_path)
     assert said == {
@@ -80,7 +80,7 @@ def test_a_library_without_a_gpu(stub: Path) -> None:
     assert log.count("sees no GPU") == 1
 
 
-def test_one_gpu_whole(stub: Path) -> None:
+def test_5_one_gpu_whole(stub: Path) -> None:
     said, log = ask(stub)
     assert said["gpus"] == [RTX_2070]
     assert said["notes"] == []

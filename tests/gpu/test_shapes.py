@@ -64,7 +64,7 @@ def build(spec: LmSpec, mimi_spec: MimiSpec, dtype: DType) -> SttModel:
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("name", NAMES)
-def test_weights_are_what_the_modules_take(name: str, dtype: DType) -> None:
+def test_5_weights_are_what_the_modules_take(name: str, dtype: DType) -> None:
     spec, shape = sizes(name)
     model = build(spec, MimiSpec(), dtype)
     foretold = lm_weights(shape, None)

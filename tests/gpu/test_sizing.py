@@ -100,7 +100,7 @@ def test_a_header_wins_over_the_configuration() -> None:
 
 
 @pytest.mark.parametrize("gpus", [[], [H100]])
-def test_auto_is_what_fits_or_a_fixed_number_without_a_gpu(gpus: list[GpuInfo]) -> None:
+def test_5_auto_is_what_fits_or_a_fixed_number_without_a_gpu(gpus: list[GpuInfo]) -> None:
     demo = config("demo")
     modules = {name: module.model_copy(update={"batch_size": "auto"}) for name, module in demo.modules.items()}
     (plan,) = plan_config(demo.model_copy(update={"modules": modules}), gpus, {}, read=no_header).values()

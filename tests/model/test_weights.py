@@ -120,7 +120,7 @@ def test_more_layers_than_configured_are_an_error_and_unused_parts_are_not(path:
 
 
 @pytest.mark.parametrize(("width", "accepted"), [(88, True), (84, True), (80, False)])
-def test_the_gated_width_may_be_that_of_either_rule(tmp_path: Path, width: int, accepted: bool) -> None:
+def test_2_the_gated_width_may_be_that_of_either_rule(tmp_path: Path, width: int, accepted: bool) -> None:
     made = dataclasses.replace(SPEC, transformer=dataclasses.replace(SPEC.transformer, gated_width=width))
     write_lm(tmp_path / "wide.safetensors", made, dtype=torch.float32)
     if accepted:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from starlette.websockets import WebSocket
-from uvicorn._types import ASGIReceiveEvent
+from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
 from uvicorn.config import Config
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
@@ -84,6 +84,13 @@ class Connection(WebSocketsSansIOProtocol):
         if was_paused and not self.read_paused:
             self._heard = self.loop.time()
         return message
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """The application's next message."""
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
+            # uvicorn forgets that this, too, ends the handshake, and would log each refusal as an error of ours.
+            self.handshake_complete = True
 
     def handle_close(self, event: Frame) -> None:
         """Answer the client's close; one that then reads nothing more does not keep its connection."""
