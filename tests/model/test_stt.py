@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from moshi_server.model import transformer
 from moshi_server.model.lm import LmModel, LmSpec
 from moshi_server.model.mimi import Mimi
 from moshi_server.model.streaming import State, leaf, leaves, reset_state
@@ -94,7 +95,11 @@ def test_one_stream_is_upstreams_past_the_context(folder: Path, stt: SttModel, g
     compare(one_by_one(model, codes(lm_spec.SMALL, 0, lm_spec.STEPS), slot=2, slots=3), golden, "small.0")
 
 
-def test_four_streams_that_start_pause_and_reset_are_each_upstreams(stt: SttModel, golden: Any) -> None:
+@pytest.mark.parametrize("short_ring", [0, 64], ids=["stream by stream", "gathered"])
+def test_four_streams_that_start_pause_and_reset_are_each_upstreams(
+    stt: SttModel, golden: Any, short_ring: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformer, "SHORT_RING", short_ring)
     inputs = [codes(lm_spec.SMALL, stream, lm_spec.STEPS) for stream in range(SLOTS)]
     state, generator = stt.init_state(SLOTS), torch.Generator().manual_seed(5)
     heard: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in range(SLOTS)]

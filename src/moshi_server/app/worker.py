@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import signal
 import socket
@@ -122,6 +123,9 @@ class Worker:
             await module.engine.wait_ready()
             fields = {"path": module.path, "slots": module.engine.slots_total}
             logger.info("module %s is ready", module.name, extra={"fields": fields})
+        # What is loaded by now stays: a full collection would walk all of it, and hold every stream up meanwhile.
+        gc.collect()
+        gc.freeze()
         logger.info("listening on http://%s:%d", self.listener.getsockname()[0], port)
 
     async def _drain(self, server: uvicorn.Server) -> None:

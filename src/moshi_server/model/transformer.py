@@ -158,13 +158,18 @@ def visible_keys(last: Tensor, steps: int, keys: int, context: int) -> Tensor:
     return written[..., None, :] & (age[..., None, :] >= ahead[:, None])
 
 
+SHORT_RING = 64
+"""Rings no longer than this are gathered on a CPU too, if several streams run: one product for all of them."""
+
+
 @dataclass(frozen=True)
 class Window:
     """Where one step writes in the ring and what it reads of it: worked out once, used by every layer.
 
     On a CPU, ``spans`` holds for each stream its slot, how much of the ring is written, and a mask if there are several
     positions: attention then costs what each stream has heard, not ``context``. Elsewhere reading positions back would
-    stall the device, so that the whole ring is gathered and ``mask`` hides what is not there.
+    stall the device, and several streams with a short ring cost less together: the whole ring is gathered then, and
+    ``mask`` hides what is not there.
     """
 
     slots: Tensor  # (B,)
@@ -180,7 +185,7 @@ class Window:
         positions = start[:, None] + torch.arange(steps, device=start.device)
         turn = rotation(positions, spec) if spec.positional_embedding == "rope" else None
         last = positions[:, -1]
-        if start.device.type != "cpu":
+        if start.device.type != "cpu" or (len(slots) > 1 and context <= SHORT_RING):
             mask = visible_keys(last, steps, context, context)[:, None]
             return Window(slots, positions % context, turn, None, mask)
         spans: list[tuple[int, int, Tensor | None]] = []
