@@ -64,19 +64,24 @@ class CausalConv1d(StreamingModule):
                 begun = leaf(state, "begun")
                 past = torch.where(begun.index_select(0, slots), past, x[..., :1])
                 begun.index_fill_(0, slots, True)
-            x = torch.cat([past, x], dim=-1)
+            # Laid out by time, then channel, as `_convolve` wants it and its output is.
+            x = torch.cat([past.transpose(1, 2), x.transpose(1, 2)], dim=1).transpose(1, 2)
             previous.index_copy_(0, slots, x[..., -self.history :])
         return self._convolve(x)
 
     def _convolve(self, x: Tensor) -> Tensor:
-        """What ``self.conv`` gives; the few windows of one frame are two to three times faster as a product."""
+        """What ``self.conv`` gives, faster on a CPU: few windows as one product, many in two dimensions.
+
+        Only a two-dimensional convolution takes channels that lie next to each other as they are; for the narrow, long
+        layers next to the waveform that is up to twice as fast.
+        """
         conv = self.conv
         kernel, stride = conv.kernel_size[0], conv.stride[0]
         if conv.dilation[0] == 1 and kernel > 1 and x.shape[-1] - kernel < _FEW_WINDOWS * stride:
             windows = x.unfold(-1, kernel, stride).transpose(1, 2).flatten(2)
             return functional.linear(windows, conv.weight.flatten(1), conv.bias).transpose(1, 2)
-        y: Tensor = conv(x)
-        return y
+        weight, dilation = conv.weight.unsqueeze(2), (1, conv.dilation[0])
+        return functional.conv2d(x.unsqueeze(2), weight, conv.bias, (1, stride), 0, dilation).squeeze(2)
 
 
 class CausalConvTranspose1d(StreamingModule):
