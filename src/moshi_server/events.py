@@ -86,6 +86,34 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class Text:
+    """Client: text to speak, which may begin or end within a word. Server: a piece of text as it is spoken."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Voice:
+    """Client: the voice to speak with, as a speaker's embedding, float32 of one to three dimensions."""
+
+    embedding: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Eos:
+    """Client: the text is complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpokenWord:
+    """Server: one word was spoken, from ``start`` to ``stop`` (s) of the audio sent."""
+
+    text: str
+    start: float
+    stop: float
+
+
+@dataclass(frozen=True, slots=True)
 class Error:
     """Server: why this stream ends."""
 
@@ -94,3 +122,5 @@ class Error:
 
 AsrClientEvent = Init | Audio | OggOpus | Marker | Flush
 AsrServerEvent = Ready | Word | EndWord | Step | Marker | Flush | Turn | Error
+TtsClientEvent = Text | Voice | Eos
+TtsServerEvent = Ready | Audio | OggOpus | SpokenWord | Error
