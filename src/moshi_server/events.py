@@ -5,8 +5,9 @@ Times are seconds of the client's own audio, counted from the first sample it se
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,6 +94,13 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Codes:
+    """Client: one frame of Mimi's codes, int64 of shape (codes,), the semantic ones first."""
+
+    codes: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Voice:
     """Client: the voice to speak with, as a speaker's embedding, float32 of one to three dimensions."""
 
@@ -114,6 +122,27 @@ class SpokenWord:
 
 
 @dataclass(frozen=True, slots=True)
+class Settings:
+    """Client: how its dialogue is to be held, by name; what is not named stays as the server has it."""
+
+    values: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """Client: go on, say that its turn is over, hold the dialogue, or begin it anew."""
+
+    action: Literal["start", "end_turn", "pause", "restart"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """Client: asks how the dialogue is held. Server: says so; any JSON value."""
+
+    value: Any = None
+
+
+@dataclass(frozen=True, slots=True)
 class Error:
     """Server: why this stream ends."""
 
@@ -124,3 +153,5 @@ AsrClientEvent = Init | Audio | OggOpus | Marker | Flush
 AsrServerEvent = Ready | Word | EndWord | Step | Marker | Flush | Turn | Error
 TtsClientEvent = Text | Voice | Eos
 TtsServerEvent = Ready | Audio | OggOpus | SpokenWord | Error
+DialogueClientEvent = Settings | Audio | Control | Metadata
+DialogueServerEvent = Ready | Audio | Text | Metadata | Error

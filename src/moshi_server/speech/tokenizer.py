@@ -40,3 +40,13 @@ class TextTokenizer:
     def encode(self, text: str) -> list[int]:
         """The piece ids of a text."""
         return [int(token) for token in self._processor.encode(text)]
+
+    def piece(self, token: int) -> str:
+        """One piece as it stands in the vocabulary, its leading space a ``▁``; "" for control and strange ids."""
+        if not 0 <= token < self.vocab_size or self._processor.is_control(token) or self._processor.is_unknown(token):
+            return ""
+        return str(self._processor.id_to_piece(token))
+
+    def is_byte(self, token: int) -> bool:
+        """Whether the piece stands for one byte of UTF-8, written ``<0xE9>``."""
+        return 0 <= token < self.vocab_size and bool(self._processor.is_byte(token))
