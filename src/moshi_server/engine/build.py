@@ -16,6 +16,7 @@ from ..config import (
     ContinuousConditionerConfig,
     LmModelConfig,
     LutConditionerConfig,
+    MimiConfig,
     Module,
     TransformerConfig,
 )
@@ -27,6 +28,7 @@ from .asr import AsrStream, SttRunner
 from .cpu import choose_threads, keep_freed_memory
 from .devices import cuda_gpus
 from .hooks import EngineHooks
+from .rooms import DecodeRunner
 from .sizing import plan_config
 from .worker import Engine, EngineLimits
 
@@ -87,13 +89,21 @@ def build_engines(
     plans = make_plans(config, device, env)
     built: list[BuiltModule] = []
     for name, module in config.modules.items():
-        assert isinstance(module, AsrConfig | BatchedAsrConfig)
         with _named(name):
-            where = choose_device(device or module.device)
-            plan = next(plan for plan in plans.values() if any(each.name == name for each in plan.modules))
-            engine = loader.speech_to_text(name, module, where, plan, hooks_for(name, module.type))
+            where, hooks = choose_device(device or module.device), hooks_for(name, module.type)
+            match module:
+                case AsrConfig() | BatchedAsrConfig():
+                    engine = loader.speech_to_text(name, module, where, _plan_of(plans, name), hooks)
+                case MimiConfig():
+                    engine = loader.rooms(name, module, where, hooks)
+                case _:
+                    raise AssertionError(f"{module.type} is said to be served")
         built.append(BuiltModule(name, module, engine))
     return built
+
+
+def _plan_of(plans: Mapping[str, Plan], name: str) -> Plan:
+    return next(plan for plan in plans.values() if any(each.name == name for each in plan.modules))
 
 
 def make_plans(config: Config, device: str | None, env: Mapping[str, str]) -> dict[str, Plan]:
@@ -137,7 +147,7 @@ class _Loader:
     def __init__(self, warmup: bool) -> None:
         self._warmup = warmup
         self._lms: dict[tuple[Path, str, torch.dtype, torch.device], LmModel] = {}
-        self._codecs: dict[tuple[Path, int, torch.device], Mimi] = {}
+        self._codecs: dict[tuple[Path, int | None, bool, torch.device], Mimi] = {}
 
     def speech_to_text(
         self, name: str, module: AsrConfig | BatchedAsrConfig, device: torch.device, plan: Plan, hooks: EngineHooks
@@ -181,6 +191,13 @@ class _Loader:
             warmup=self._warmup,
         )
 
+    def rooms(self, name: str, module: MimiConfig, device: torch.device, hooks: EngineHooks) -> Engine:
+        """One module of type `Mimi`: a slot for each room, since each has one producer."""
+        mimi = self._mimi(resolve(module.audio_tokenizer_file), None, device, decoder=True)
+        runner = DecodeRunner(mimi, len(module.rooms), device)
+        limits = EngineLimits(session_seconds=module.max_session_seconds)
+        return Engine(name, module.type, runner, runner.make_stream, limits=limits, hooks=hooks, warmup=self._warmup)
+
     def _lm(self, path: Path, spec: LmSpec, dtype: torch.dtype, device: torch.device) -> LmModel:
         from ..model.weights import load_lm
 
@@ -190,13 +207,13 @@ class _Loader:
             self._lms[key] = load_lm(path, spec, dtype=dtype, device=device)
         return self._lms[key]
 
-    def _mimi(self, path: Path, codebooks: int, device: torch.device) -> Mimi:
+    def _mimi(self, path: Path, codebooks: int | None, device: torch.device, *, decoder: bool = False) -> Mimi:
         from ..model.weights_mimi import load_mimi
 
-        key = (path, codebooks, device)
+        key = (path, codebooks, decoder, device)
         if key not in self._codecs:
             logger.info("loading %s", path)
-            self._codecs[key] = load_mimi(path, num_codebooks=codebooks, decoder=False, device=device)
+            self._codecs[key] = load_mimi(path, num_codebooks=codebooks, decoder=decoder, device=device)
         return self._codecs[key]
 
 

@@ -11,8 +11,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from ..audio import FRAME_SIZE
 from ..errors import SessionError
-from ..events import Audio
+from ..events import Audio, Codes
 from .runner import Stream
 
 MAX_WAITING_EVENTS = 4096
@@ -68,6 +69,8 @@ class Session:
         self._check()
         if isinstance(event, Audio):
             self._samples_in += len(event.pcm)
+        elif isinstance(event, Codes):
+            self._samples_in += FRAME_SIZE
         self._inbox.append(event)
         self._wake()
 
