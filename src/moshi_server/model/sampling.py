@@ -32,3 +32,22 @@ def sample(logits: Tensor, temperature: float, seeds: Tensor, counters: Tensor) 
     cumulative = (logits / temperature).softmax(-1).double().cumsum(-1)
     target = uniform(seeds, counters)[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
+
+
+def sample_rows(
+    logits: Tensor, temperatures: Tensor, top_k: Tensor, seeds: Tensor, counters: Tensor, *, most: int
+) -> Tensor:
+    """As `sample`, with each row's own temperature (B,) f32 and number of candidates (B,) int64, 1 to ``most``.
+
+    Only the ``top_k`` likeliest tokens of a row are drawn from.
+    """
+    most = min(most, logits.shape[-1])
+    values, ids = logits.topk(most, dim=-1)
+    # A row that takes the largest is drawn too, at any temperature, so that no shape depends on who is greedy.
+    divisors = torch.where(temperatures > 0, temperatures, 1.0)
+    weights = ((values - values[:, :1]) / divisors[:, None]).double().exp()
+    weights = weights.masked_fill(torch.arange(most, device=logits.device) >= top_k[:, None], 0.0)
+    cumulative = weights.cumsum(-1)
+    target = uniform(seeds, counters)[:, None] * cumulative[:, -1:]
+    place = torch.searchsorted(cumulative, target, right=True).minimum(top_k[:, None] - 1).clamp_(max=most - 1)
+    return torch.where(temperatures > 0, ids.gather(-1, place)[:, 0], logits.argmax(-1))
