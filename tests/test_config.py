@@ -59,9 +59,25 @@ TTS_KEYS = """
 acoustic_delay text_pad_token text_bos_token text_eos_token text_eop_token text_start_token text_audio_delay_in_tokens
 max_consecutive_pads extra_steps speaker_cond_duration_s speaker_cond_dim speaker_cond_n_speakers
 """
-DIALOGUE_KEYS = """
-generated_audio_codebooks input_audio_codebooks audio_vocab_size acoustic_delay text_pad_token text_eop_token
-text_start_token
+DIALOGUE = f"""
+[modules.m.gen]
+generated_audio_codebooks = 2
+input_audio_codebooks = 2
+audio_vocab_size = 17
+acoustic_delay = 2
+text_pad_token = 3
+text_eop_token = 0
+text_start_token = 8
+{MODEL}
+[modules.m.model.depformer]
+num_slices = 2
+[modules.m.model.depformer.transformer]
+{TRANSFORMER}
+[modules.m.model.conditioners.description]
+type = "Lut"
+n_bins = 3
+dim = 4
+possible_values = ["bad", "good"]
 """
 ASR = f'{TOP}[modules.m]\ntype = "BatchedAsr"\npath = "/p"\nbatch_size = 3\nasr_delay_in_tokens = 6\n{FILES}'
 
@@ -145,7 +161,6 @@ def test_2_what_a_file_may_leave_out(tmp_path: Path) -> None:
 def test_2_every_module_type_is_read(tmp_path: Path) -> None:
     path = 'path = "/p"\n'
     generation = "\n".join(f"{key} = 1" for key in TTS_KEYS.split())
-    dialogue = "\n".join(f"{key} = 2" for key in DIALOGUE_KEYS.split())
     tables = {
         AsrConfig: path + "asr_delay_in_tokens = 6\n" + FILES + MODEL,
         BatchedAsrConfig: path + 'asr_delay_in_tokens = 6\nbatch_size = "auto"\n' + FILES + MODEL,
@@ -155,7 +170,7 @@ def test_2_every_module_type_is_read(tmp_path: Path) -> None:
         + f"[modules.m.generation]\n{generation}\n{MODEL}",
         PyConfig: path + 'batch_size = 2\ntext_tokenizer_file = "t"\ntext_bos_token = 1\n[modules.m.py]\nn_q = 24\n',
         PyPostConfig: path + 'script = "voice.py"\n',
-        LmConfig: path + FILES + f"[modules.m.gen]\n{dialogue}\n{MODEL}",
+        LmConfig: path + FILES + DIALOGUE,
         MimiConfig: 'send_path = "/s"\nrecv_path = "/r"\naudio_tokenizer_file = "a"\nrooms = ["x"]\nauth_recv = true\n',
     }
     for kind, body in tables.items():
@@ -165,6 +180,46 @@ def test_2_every_module_type_is_read(tmp_path: Path) -> None:
         module = good(tmp_path, f'{TOP}[modules.m]\ntype = "{name}"\n{body}').modules["m"]
         assert type(module) is kind
         assert module.type == name
+
+
+LM = f'{TOP}[modules.m]\ntype = "Lm"\npath = "/p"\n{FILES}'
+
+
+def test_a_dialogue_draws_tokens_as_upstream_unless_it_is_told_otherwise(tmp_path: Path) -> None:
+    module = good(tmp_path, LM + DIALOGUE).modules["m"]
+    assert isinstance(module, LmConfig)
+    assert (module.sampling.text_topk, module.sampling.audio_topk) == (25, 250)
+    assert module.sampling.text_temperature == module.sampling.audio_temperature == 0.8
+    assert module.max_session_seconds == 360
+    told = "[modules.m.sampling]\ntext_temperature = 0.0\n[modules.m.conditions]\ndescription = 'bad'\n"
+    module = good(tmp_path, LM + "max_session_seconds = inf\n" + told + DIALOGUE).modules["m"]
+    assert isinstance(module, LmConfig)
+    assert module.sampling.text_temperature == 0
+    assert module.conditions == {"description": "bad"}
+    assert module.max_session_seconds == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("num_slices = 2", "num_slices = 1", "generated_audio_codebooks = 2 must be from 1 to"),
+        ("input_audio_codebooks = 2", "input_audio_codebooks = 3", "gen has 2 + 3 codebooks"),
+        ("audio_vocab_size = 17\nacoustic", "audio_vocab_size = 18\nacoustic", "audio_vocab_size and"),
+        ("text_start_token = 8", "text_start_token = 9", "gen.text_start_token"),
+        ("[modules.m.gen]", "[modules.m.conditions]\ndescription = 'worse'\n[modules.m.gen]", "'worse' is not a value"),
+        ("[modules.m.gen]", "[modules.m.conditions]\nmood = 'good'\n[modules.m.gen]", "conditions.mood is not a"),
+        ("[modules.m.gen]", "[modules.m.sampling]\ntext_topk = 0\n[modules.m.gen]", "text_topk"),
+    ],
+)
+def test_a_dialogue_whose_parts_do_not_fit_is_refused(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert DIALOGUE.count(old) == 1
+    assert said in str(one_fault(tmp_path, LM + DIALOGUE.replace(old, new)))
+
+
+def test_a_dialogue_needs_a_depth_transformer(tmp_path: Path) -> None:
+    before, _, after = DIALOGUE.partition("[modules.m.model.depformer]")
+    rest = after.partition("[modules.m.model.conditioners")[2]
+    assert "[model.depformer]" in str(one_fault(tmp_path, LM + before + "[modules.m.model.conditioners" + rest))
 
 
 def test_upstream_session_limits_are_the_defaults(tmp_path: Path) -> None:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from .checks import Count, same_kind
 
@@ -152,3 +161,22 @@ class DialogueGenerationConfig(Table):
     text_pad_token: Count
     text_eop_token: Count
     text_start_token: Count
+
+
+class DialogueSamplingConfig(Table):
+    """Ours: how a dialogue's tokens are drawn; the defaults are what upstream has fixed."""
+
+    text_temperature: NonNegativeFloat = 0.8
+    """0 takes the likeliest token."""
+    text_topk: Annotated[int, Field(ge=1, le=500)] = 25
+    audio_temperature: NonNegativeFloat = 0.8
+    audio_topk: Annotated[int, Field(ge=1, le=500)] = 250
+    text_seed: Count = 299_792_458
+    audio_seed: Count = 299_792_458
+    pad_mult: float = 0.0
+    """Added to the log-probability of saying nothing."""
+    repetition_penalty: PositiveFloat = 1.0
+    repetition_penalty_context: Annotated[int, Field(ge=0, le=200)] = 64
+    """How many of the last text tokens the penalty looks back on."""
+    max_steps: Count = 0
+    """The longest conversation in frames of 80 ms; 0 for no limit."""

@@ -8,7 +8,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from .checks import BatchSize, Count, Device, File, Folder, InstanceName, Route, same_kind
-from .model import DialogueGenerationConfig, LmModelConfig, Table, TtsGenerationConfig
+from .model import (
+    DialogueGenerationConfig,
+    DialogueSamplingConfig,
+    LmModelConfig,
+    LutConditionerConfig,
+    Table,
+    TtsGenerationConfig,
+)
 
 
 class Module(Table):
@@ -174,9 +181,47 @@ class LmConfig(Module, Numbers):
     audio_tokenizer_file: File
     model: LmModelConfig
     gen: DialogueGenerationConfig
+    batch_size: BatchSize = 4
+    """Ours: how many conversations at once (upstream holds one)."""
+    sampling: DialogueSamplingConfig = DialogueSamplingConfig()
+    """Ours: how tokens are drawn unless the client asks otherwise."""
+    conditions: dict[str, str] = Field(default_factory=dict)
+    """Ours: the value of each conditioner; ``description`` is ``very_good`` unless it says otherwise, as upstream."""
+    max_queue_seconds: PositiveFloat = 10.0
+    """Ours: audio that may wait for the model before the client's socket is no longer read."""
     max_session_seconds: PositiveFloat | None = 360.0
 
     file_keys = ("lm_model_file", "text_tokenizer_file", "audio_tokenizer_file")
+
+    @model_validator(mode="after")
+    def _gen_fits_model(self) -> LmConfig:
+        model, gen = self.model, self.gen
+        if model.depformer is None:
+            raise same_kind("a dialogue needs [model.depformer]: without it the model makes no sound")
+        if not 1 <= gen.generated_audio_codebooks <= model.depformer.num_slices:
+            raise same_kind(
+                f"gen.generated_audio_codebooks = {gen.generated_audio_codebooks} must be from 1 to "
+                f"model.depformer.num_slices = {model.depformer.num_slices}"
+            )
+        if gen.generated_audio_codebooks + gen.input_audio_codebooks != model.audio_codebooks:
+            raise same_kind(
+                f"gen has {gen.generated_audio_codebooks} + {gen.input_audio_codebooks} codebooks, "
+                f"the model audio_codebooks = {model.audio_codebooks}"
+            )
+        if not gen.input_audio_codebooks:
+            raise same_kind("gen.input_audio_codebooks = 0: this model does not listen")
+        if gen.audio_vocab_size != model.audio_vocab_size:
+            raise same_kind("gen.audio_vocab_size and model.audio_vocab_size differ")
+        if gen.text_start_token >= model.text_in_vocab_size:
+            raise same_kind("gen.text_start_token is not below model.text_in_vocab_size")
+        for name, value in self.conditions.items():
+            conditioner = (model.conditioners or {}).get(name)
+            if not isinstance(conditioner, LutConditionerConfig):
+                raise same_kind(f"conditions.{name} is not a conditioner of named values in [model.conditioners]")
+            if value not in conditioner.possible_values:
+                known = ", ".join(conditioner.possible_values)
+                raise same_kind(f"conditions.{name} = {value!r} is not a value of that conditioner: {known}")
+        return self
 
 
 class MimiConfig(Module):
