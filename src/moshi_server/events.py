@@ -108,6 +108,34 @@ class Voice:
 
 
 @dataclass(frozen=True, slots=True)
+class SpeechSettings:
+    """Client: how it is to be spoken, before the first text; what is None or empty stays as the module has it.
+
+    Attributes:
+        voice: a name out of the module's voices.
+        voices: one for each speaker of a dialogue, instead of ``voice``.
+        seed: of the sampling, so that the same text is spoken the same way.
+        temperature: of the sampling; 0 is the likeliest token each time.
+        top_k: from how many of the likeliest tokens is sampled.
+        cfg_alpha: how strongly the voice is insisted on.
+        max_steps: frames of 80 ms after which the speech is cut off.
+    """
+
+    voice: str | None = None
+    voices: tuple[str, ...] = ()
+    seed: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    cfg_alpha: float | None = None
+    max_steps: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NextSpeaker:
+    """Client: the text that follows is the other speaker's turn; a dialogue begins with the first speaker's."""
+
+
+@dataclass(frozen=True, slots=True)
 class Eos:
     """Client: the text is complete."""
 
@@ -151,7 +179,7 @@ class Error:
 
 AsrClientEvent = Init | Audio | OggOpus | Marker | Flush
 AsrServerEvent = Ready | Word | EndWord | Step | Marker | Flush | Turn | Error
-TtsClientEvent = Text | Voice | Eos
+TtsClientEvent = SpeechSettings | Text | NextSpeaker | Voice | Eos
 TtsServerEvent = Ready | Audio | OggOpus | SpokenWord | Error
 DialogueClientEvent = Settings | Audio | Control | Metadata
 DialogueServerEvent = Ready | Audio | Text | Metadata | Error
