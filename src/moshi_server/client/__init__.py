@@ -17,8 +17,8 @@ from ..errors import (
     SessionError,
     SessionLimitError,
 )
+from ..speech.transcript import Transcript, TranscriptWord
 from .asr import AsrClient, transcribe
-from .transcript import Transcript, TranscriptWord
 
 __all__ = [
     "AsrClient",

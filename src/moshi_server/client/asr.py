@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator
-from types import TracebackType
-from typing import Any, Final
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from collections.abc import AsyncIterator, Callable
+from typing import Final
 
 from numpy.typing import ArrayLike
 from websockets.asyncio.client import ClientConnection
-from websockets.asyncio.client import connect as open_websocket
-from websockets.exceptions import ConcurrencyError, ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.exceptions import ConcurrencyError, ConnectionClosed
 
-from ..errors import ServerUnreachableError
 from ..events import AsrClientEvent, AsrServerEvent, Audio, Error, Flush, Init, Marker, OggOpus, Ready
 from ..protocol import asr_client
-from .closing import START_HINT, error_of_close, error_of_refusal
+from ..speech.transcript import Transcript
+from .closing import error_of_close
+from .connecting import DEFAULT_URL, Connecting, websocket_url
 from .exchange import Recording, load, samples, transcribe_over
-from .transcript import Transcript
 
-DEFAULT_URL: Final = "ws://127.0.0.1:8080"
 DEFAULT_PATH: Final = "/api/asr-streaming"
-_THIS_MACHINE: Final = ("localhost", "127.0.0.1", "::1")
 
 
 class AsrClient:
@@ -51,7 +45,7 @@ class AsrClient:
     @classmethod
     def connect(
         cls, url: str = DEFAULT_URL, *, api_key: str | None = None, turns: bool = False, timeout: float = 10.0
-    ) -> Connecting:
+    ) -> Connecting[AsrClient]:
         """Connect and wait until the server holds a slot for this stream; to be awaited, or used in ``async with``.
 
         Args:
@@ -187,70 +181,6 @@ class AsrClient:
         return error_of_close(self._websocket.close_code, self._websocket.close_reason or "", self._said)
 
 
-class Connecting:
-    """A connection under way: await it, or enter it, for an `AsrClient`."""
-
-    def __init__(self, kind: type[AsrClient], url: str, api_key: str | None, timeout: float) -> None:
-        self._kind = kind
-        self._url = url
-        self._api_key = api_key
-        self._timeout = timeout
-        self._client: AsrClient | None = None
-
-    def __await__(self) -> Generator[Any, None, AsrClient]:
-        return self._connect().__await__()
-
-    async def __aenter__(self) -> AsrClient:
-        self._client = await self._connect()
-        return self._client
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._client is not None:
-            await self._client.close()
-
-    async def _connect(self) -> AsrClient:
-        where = public_url(self._url)
-        try:
-            async with asyncio.timeout(self._timeout):
-                client = self._kind(await self._open(where), where)
-                try:
-                    await client.wait_ready()
-                except BaseException:
-                    await client.close()
-                    raise
-                return client
-        except TimeoutError:
-            raise ServerUnreachableError(
-                f"{where} did not answer within {self._timeout:g} s", hint="check the address, or see the server's log"
-            ) from None
-
-    async def _open(self, where: str) -> ClientConnection:
-        headers = {"kyutai-api-key": self._api_key} if self._api_key else {}
-        try:
-            return await open_websocket(
-                self._url,
-                additional_headers=headers,
-                compression=None,  # samples hardly compress, and it doubles the delay
-                open_timeout=None,
-                max_queue=None,
-                max_size=None,
-                # The server looks after dead clients. A ping of ours could wait behind audio that it does not read yet.
-                ping_interval=None,
-                close_timeout=2,
-                proxy=None if urlsplit(self._url).hostname in _THIS_MACHINE else True,
-            )
-        except InvalidStatus as refused:
-            raise error_of_refusal(refused.response, where) from None
-        except InvalidURI:
-            raise ServerUnreachableError(f"{where} is no address of a server", hint=f"like {DEFAULT_URL}") from None
-        except (InvalidHandshake, EOFError) as error:
-            raise ServerUnreachableError(f"{where} speaks no WebSocket: {error}") from None
-        except OSError as error:
-            raise ServerUnreachableError(f"no server answers at {where}: {_why(error)}", hint=START_HINT) from None
-
-
 def transcribe(
     audio: Recording,
     url: str = DEFAULT_URL,
@@ -281,32 +211,10 @@ def transcribe(
     return asyncio.run(run())
 
 
-def _why(error: OSError) -> str:
-    # asyncio writes the address into `strerror`, and several addresses' errors into one without a number.
-    return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
-
-
 def full_url(url: str, *, turns: bool = False) -> str:
     """The WebSocket address that a user's shorter one means.
 
     Raises:
         ServerUnreachableError: it is no such address.
     """
-    text = url if "://" in url else f"ws://{url}"
-    try:
-        parts = urlsplit(text)
-        valid = bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        valid = False
-    schemes = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
-    if not valid or parts.scheme not in schemes:
-        raise ServerUnreachableError(f"{url!r} is no address of a server", hint=f"like {DEFAULT_URL}")
-    query = parse_qsl(parts.query, keep_blank_values=True) + ([("turns", "1")] if turns else [])
-    path = parts.path if parts.path not in ("", "/") else DEFAULT_PATH
-    return urlunsplit((schemes[parts.scheme], parts.netloc, path, urlencode(query), ""))
-
-
-def public_url(url: str) -> str:
-    """The address without its query and password, which may hold a key."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return websocket_url(url, DEFAULT_PATH, [("turns", "1")] if turns else [])

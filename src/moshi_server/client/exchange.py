@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..audio import FRAME_SIZE, SAMPLE_RATE, chunks, read_audio
 from ..errors import AudioError, MoshiServerError, SessionError
 from ..events import AsrServerEvent, Audio, Flush
-from .transcript import Transcript, TranscriptBuilder
+from ..speech.transcript import Transcript, TranscriptBuilder
 
 Recording = str | os.PathLike[str] | bytes | NDArray[Any]
 """A path, the bytes of an audio file, or samples at 24 kHz of shape (samples,)."""
