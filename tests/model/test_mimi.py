@@ -54,6 +54,17 @@ def encode_alone(mimi: Mimi, frames: Tensor) -> Tensor:
     return torch.cat([mimi.encode_step(frame[None], state, slots) for frame in frames]).t()
 
 
+def encode_ahead(mimi: Mimi, frames: Tensor, sizes: list[int]) -> Tensor:
+    """As ``encode_alone``, with ``sizes`` frames a call, again and again."""
+    state, slots, codes = mimi.init_encoder_state(SLOTS), torch.tensor([2]), []
+    while len(frames):
+        for size in sizes:
+            now, frames = frames[:size], frames[size:]
+            if len(now):
+                codes.append(mimi.encode_frames(now.reshape(1, -1), state, slots)[0])
+    return torch.cat(codes).t()
+
+
 def decode_alone(mimi: Mimi, codes: Tensor) -> Tensor:
     """Codes (K, T) -> (T, frame_size), one frame at a time in slot 2 of 4."""
     state, slots = mimi.init_decoder_state(SLOTS), torch.tensor([2])
@@ -77,6 +88,12 @@ def test_small_mimi_is_upstream_s(mimi: Mimi, frames: Tensor) -> None:
 
 
 @pytest.mark.slow
+def test_frames_encoded_ahead_are_upstream_s_too(mimi: Mimi, frames: Tensor) -> None:
+    with np.load(GOLDEN / "mimi.npz") as file:
+        codes = torch.from_numpy(file["codes"]).long()
+    assert torch.equal(encode_ahead(mimi, frames, [1, 8, 2, 16, 4]), codes)
+
+
 def test_full_size_mimi_is_upstream_s(frames: Tensor, tmp_path: Path) -> None:
     """The same with the sizes of v0.1 and all 32 codebooks; the ring wraps after 10 s."""
     write_mimi(tmp_path / "mimi.safetensors", V0_1, seed=SEED)

@@ -65,6 +65,21 @@ def test_two_positions_past_the_ring_see_what_upstream_shows_them() -> None:
     torch.testing.assert_close(got[:, 12::2], short[:, 12::2], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kv_repeat", [1, 2])
+@pytest.mark.parametrize("piece", [1, 2, 3])
+def test_pieces_stepped_together_are_as_if_one_by_one(piece: int, kv_repeat: int) -> None:
+    model = build(kv_repeat=kv_repeat)
+    x, slots = torch.randn(2, 60, 32), torch.tensor([2, 0])
+    one_by_one, together = model.init_state(3), model.init_state(3)
+    # Slot 0 begins later, so that one ring has wrapped and the other has not.
+    for state in (one_by_one, together):
+        run(model, x[:1], state, slot=2, piece=piece)
+    for part in x.split([6, 12, 6, 12, 6, 6, 12], dim=1):
+        want = torch.cat([model.step(each, one_by_one, slots) for each in part.split(piece, dim=1)], dim=1)
+        got = model.step(part, together, slots, piece=piece)
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+
+
 def test_streams_that_start_pause_and_reset_do_not_touch_each_other() -> None:
     model = build()
     inputs = torch.randn(4, 60, 32)
@@ -91,7 +106,7 @@ def test_the_gathering_path_of_other_devices_gives_the_same(monkeypatch: pytest.
     model = build(kv_repeat=2)
     plain = Window.at
 
-    def gathered(start: Tensor, slots: Tensor, steps: int, spec: TransformerSpec) -> Window:
+    def gathered(start: Tensor, slots: Tensor, steps: int, spec: TransformerSpec, piece: int | None = None) -> Window:
         mask = visible_keys(start + steps - 1, steps, spec.context, spec.context)[:, None]
         return dataclasses.replace(plain(start, slots, steps, spec), spans=None, mask=mask)
 

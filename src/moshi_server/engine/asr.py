@@ -113,8 +113,8 @@ class AsrStream:
                 raise InvalidMessageError(f"{type(event).__name__} is not a message of speech to text")
         return []
 
-    def take(self, now: float) -> Frame | None:
-        """The next frame, of shape (1920,), completed with silence when only that answers what a client waits for."""
+    def take(self, now: float) -> Any | None:
+        """The next `Frame`, of shape (1920,), completed with silence when only that answers what a client waits for."""
         if self._buffered >= FRAME_SIZE:
             frame = self._next_frame()
         elif self._dues and (self._drains or now - self._last_arrival >= GRACE_SECONDS):
@@ -124,6 +124,21 @@ class AsrStream:
         if self._watchdog.enabled:
             self._rms = float(np.sqrt(np.dot(frame, frame) / FRAME_SIZE))
         return frame
+
+    def following(self, limit: int) -> Frame | None:
+        """The whole frames that are queued behind those taken, at most ``limit``: (n, 1920), or None; takes none."""
+        count = min(limit, self._buffered // FRAME_SIZE)
+        if count <= 0:
+            return None
+        samples = np.empty(count * FRAME_SIZE, np.float32)
+        done, offset = 0, self._offset
+        for chunk in self._chunks:
+            part = chunk[offset : offset + len(samples) - done]
+            samples[done : done + len(part)] = part
+            done, offset = done + len(part), 0
+            if done == len(samples):
+                break
+        return samples.reshape(count, FRAME_SIZE)
 
     def deadline(self) -> float | None:
         """When a waiting marker begins to be answered with silence."""
@@ -237,8 +252,8 @@ class SttRunner:
         with self._torch.inference_mode():
             reset_state(self._state, self._torch.tensor(list(slots), dtype=self._torch.int64, device=self._device))
 
-    def step(self, slots: Sequence[int], inputs: Sequence[Frame]) -> list[AsrOutput]:
-        """One frame of 1920 samples for each slot; one `AsrOutput` each."""
+    def step(self, slots: Sequence[int], inputs: Sequence[Any]) -> list[AsrOutput]:
+        """One `Frame` of 1920 samples for each slot; one `AsrOutput` each."""
         count = len(slots)
         self._index_rows[:count] = slots
         for row, frame in zip(self._pcm_rows, inputs, strict=False):

@@ -92,6 +92,7 @@ class MimiEncoder(StreamingModule):
     def __init__(self, spec: MimiSpec) -> None:
         super().__init__()
         dimension, stride = spec.seanet.dimension, spec.stride
+        self.stride = stride
         self.seanet = SeanetEncoder(spec.seanet)
         self.transformer = StreamingTransformer(spec.transformer)
         self.downsample = (
@@ -106,9 +107,10 @@ class MimiEncoder(StreamingModule):
         return latents if self.downsample is None else self.downsample(latents)
 
     def step(self, x: Tensor, state: State, slots: Tensor) -> Tensor:
-        """The next piece of each slot's waveform, a whole number of frames."""
+        """The next piece of each slot's waveform, a whole number of frames; the same numbers as one frame a call."""
         x = self.seanet.step(x, branch(state, "seanet"), slots)
-        x = self.transformer.step(x.transpose(1, 2), branch(state, "transformer"), slots).transpose(1, 2)
+        x = self.transformer.step(x.transpose(1, 2), branch(state, "transformer"), slots, piece=self.stride)
+        x = x.transpose(1, 2)
         return x if self.downsample is None else self.downsample.step(x, branch(state, "downsample"), slots)
 
 
@@ -196,8 +198,16 @@ class Mimi(nn.Module):
     @torch.no_grad()
     def encode_step(self, pcm: Tensor, state: State, slots: Tensor) -> Tensor:
         """One frame (B, frame_size) of each of the streams ``slots`` (B,) -> its codes (B, K) int64."""
+        return self.encode_frames(pcm, state, slots)[:, 0]
+
+    @torch.no_grad()
+    def encode_frames(self, pcm: Tensor, state: State, slots: Tensor) -> Tensor:
+        """As N times ``encode_step``, but cheaper: (B, N * frame_size) -> codes (B, N, K) int64.
+
+        The N frames must fit the encoder's ring: N * ``stride`` <= ``transformer.context``.
+        """
         latents = self.encoder.step(pcm[:, None], state, slots)
-        return self.quantizer.encode(latents[..., 0])
+        return self.quantizer.encode(latents.transpose(1, 2))
 
     @torch.no_grad()
     def decode_step(self, codes: Tensor, state: State, slots: Tensor) -> Tensor:

@@ -64,6 +64,11 @@ class SttModel(nn.Module):
         return tokens, heads
 
     @torch.inference_mode()
+    def encode_frames(self, pcm: Tensor, state: State, slots: Tensor) -> Tensor:
+        """The codes (B, N, K) int64 of the next N frames (B, N * frame_size), for N times ``step_codes``."""
+        return self.mimi.encode_frames(pcm, branch(state, "mimi"), slots)
+
+    @torch.inference_mode()
     def step_codes(self, codes: Tensor, state: State, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As ``step``, from the frame's codes (B, K) int64; returns the text logits (B, V) f32 as well."""
         spec = self.lm.spec

@@ -162,6 +162,20 @@ SHORT_RING = 64
 """Rings no longer than this are gathered on a CPU too, if several streams run: one product for all of them."""
 
 
+def visible_ahead(start: Tensor, steps: int, piece: int, context: int) -> Tensor:
+    """What ``steps`` positions from ``start`` (B,) see, as if they came in pieces of ``piece``: (B, 1, steps, keys).
+
+    The keys are the ring's ``context`` entries as they were before, then the new positions themselves.
+    """
+    new = torch.arange(steps, device=start.device)
+    newest = new - new % piece + piece - 1  # written when a position looks
+    age = (start[:, None] - 1 - torch.arange(context, device=start.device)) % context  # of each entry, at start - 1
+    written = age < start[:, None]
+    past = written[:, None] & (age[:, None] + 1 + newest[:, None] < context)
+    ours = new <= new[:, None]  # no more than ``context`` of them, so that none has left the ring
+    return torch.cat((past, ours.expand(len(start), -1, -1)), dim=2)[:, None]
+
+
 @dataclass(frozen=True)
 class Window:
     """Where one step writes in the ring and what it reads of it: worked out once, used by every layer.
@@ -178,12 +192,18 @@ class Window:
     spans: list[tuple[int, int, Tensor | None]] | None
     mask: Tensor | None  # (B, 1, T, context)
 
+    ahead: bool = False
+    """``mask`` is `visible_ahead`'s (B, 1, T, context + T): the new keys are written after all have looked."""
+
     @staticmethod
-    def at(start: Tensor, slots: Tensor, steps: int, spec: TransformerSpec) -> Window:
+    def at(start: Tensor, slots: Tensor, steps: int, spec: TransformerSpec, piece: int | None = None) -> Window:
         """The window of the streams ``slots`` (B,) whose next position is ``start`` (B,)."""
         context = spec.context
         positions = start[:, None] + torch.arange(steps, device=start.device)
         turn = rotation(positions, spec) if spec.positional_embedding == "rope" else None
+        if piece is not None and piece < steps:
+            mask = visible_ahead(start, steps, piece, context)
+            return Window(slots, positions % context, turn, None, mask, ahead=True)
         last = positions[:, -1]
         if start.device.type != "cpu" or (len(slots) > 1 and context <= SHORT_RING):
             mask = visible_keys(last, steps, context, context)[:, None]
@@ -228,15 +248,26 @@ class Attention(nn.Module):
         """(B, T, D_model) -> same; ``ring`` (slots, 2, H_kv, context, D) takes the new keys and values first."""
         q, k, v = self._project(x, window.turn)
         new = torch.stack((k, v), dim=2).to(ring.dtype)
-        ring[window.slots[:, None], :, :, window.entries] = new
         q = q.to(ring.dtype)
-        y = (
-            self._attend_gathered(q, ring, window)
-            if window.spans is None
-            else self._attend_spans(q, ring, window.spans)
-        )
+        ahead = self._attend_ahead(q, new, ring, window) if window.ahead else None
+        ring[window.slots[:, None], :, :, window.entries] = new
+        if ahead is not None:
+            y = ahead
+        elif window.spans is None:
+            y = self._attend_gathered(q, ring, window)
+        else:
+            y = self._attend_spans(q, ring, window.spans)
         out: Tensor = self.out_proj(y.flatten(2).to(x.dtype))
         return out
+
+    def _attend_ahead(self, q: Tensor, new: Tensor, ring: Tensor, window: Window) -> Tensor:
+        past = ring.index_select(0, window.slots)
+        keys, values = torch.cat((past, new.permute(0, 2, 3, 1, 4)), dim=3).unbind(1)
+        gqa = self.spec.kv_repeat > 1
+        y = functional.scaled_dot_product_attention(
+            q.transpose(1, 2), keys, values, attn_mask=window.mask, enable_gqa=gqa
+        )
+        return y.transpose(1, 2)
 
     def _attend_gathered(self, q: Tensor, ring: Tensor, window: Window) -> Tensor:
         keys, values = ring.index_select(0, window.slots).unbind(1)
@@ -336,17 +367,19 @@ class StreamingTransformer(StreamingModule):
         return state
 
     @torch.no_grad()
-    def step(self, x: Tensor, state: State, slots: Tensor) -> Tensor:
+    def step(self, x: Tensor, state: State, slots: Tensor, piece: int | None = None) -> Tensor:
         """(B, T, D_model) -> same, the next T <= ``context`` positions of each stream.
 
         As upstream, all T keys are written before the first position looks: with T > 1 and a full ring, the first
-        position sees T - 1 fewer keys than ``forward`` would show it.
+        position sees T - 1 fewer keys than ``forward`` would show it. Given ``piece``, which divides T, the numbers are
+        those of T / piece calls with ``piece`` positions each.
         """
         steps = x.shape[1]
         assert 0 < steps <= self.spec.context, f"{steps} positions do not fit a ring of {self.spec.context}"
+        assert piece is None or steps % piece == 0, f"{steps} positions are not pieces of {piece}"
         position = leaf(state, "position")
         start = position.index_select(0, slots)
-        window = Window.at(start, slots, steps, self.spec)
+        window = Window.at(start, slots, steps, self.spec, piece)
         for index, layer in enumerate(self._layers()):
             x = layer.step(x, leaf(state, f"ring.{index}"), window)
         position.index_copy_(0, slots, start + steps)
