@@ -19,8 +19,8 @@ from ..errors import AudioError, MoshiServerError, SessionError
 
 if TYPE_CHECKING:
     from ..client.exchange import Link
-    from ..client.transcript import Transcript
     from ..events import AsrServerEvent
+    from ..speech.transcript import Transcript
 
 STDIN = "-"
 LONG_SECONDS = 10.0
@@ -150,7 +150,7 @@ def _say(event: AsrServerEvent) -> None:
 
 
 def _written(file: str, transcript: Transcript, format: Format, *, named: bool) -> str:
-    from ..client.subtitles import to_srt, to_vtt
+    from ..speech.subtitles import to_srt, to_vtt
 
     match format:
         case Format.TEXT:

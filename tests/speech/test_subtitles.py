@@ -9,8 +9,8 @@ import time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moshi_server.client.subtitles import LINE, MAX_SECONDS, cues, to_srt, to_vtt
-from moshi_server.client.transcript import TranscriptWord
+from moshi_server.speech.subtitles import LINE, MAX_SECONDS, cues, to_srt, to_vtt
+from moshi_server.speech.transcript import TranscriptWord
 
 
 def spoken(text: str, *, gap: float = 0.05, seconds: float = 0.3, start: float = 0.0) -> list[TranscriptWord]:
