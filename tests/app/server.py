@@ -113,6 +113,25 @@ async def serve(
                 limits=limits or ClientLimits(),
             )
         )
+    options = {"auth": auth, "metrics": metrics, "static_dir": static_dir, "grace_seconds": grace_seconds}
+    options |= {"ping_seconds": ping_seconds, "send_buffer": send_buffer, "wait": wait}
+    async with running(modules, **options) as server:
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def running(
+    modules: Sequence[ServedModule],
+    *,
+    metrics: Metrics,
+    auth: Authenticator | None = None,
+    static_dir: Path | None = None,
+    grace_seconds: float = 5.0,
+    ping_seconds: float = 10.0,
+    send_buffer: int = 0,
+    wait: bool = True,
+) -> AsyncIterator[Server]:
+    """Start these modules, and end them after the block."""
     state = ServerState(modules, auth or Authenticator([KEY]), metrics, instance="test")
     listener = listen("127.0.0.1", 0)
     if send_buffer:

@@ -22,7 +22,7 @@ from moshi_server.errors import (
     MoshiServerError,
     NotServedError,
 )
-from moshi_server.events import Audio, EndWord, Flush, Step, Word
+from moshi_server.events import Audio, Codes, EndWord, Flush, Step, Word
 from moshi_server.model.synthetic import write_lm
 from moshi_server.model.synthetic_mimi import write_mimi
 
@@ -156,16 +156,38 @@ def test_2_modules_that_name_the_same_files_share_their_weights(folder: Path, tm
     assert (first.engine.slots_total, second.engine.slots_total) == (8, 2)
 
 
-def test_a_module_that_is_not_served_yet_is_named(tmp_path: Path) -> None:
-    rooms = """
+ROOMS = """
 [modules.rooms]
 type = "Mimi"
 send_path = "/send"
 recv_path = "/recv"
-audio_tokenizer_file = "mimi.safetensors"
+audio_tokenizer_file = "{folder}/mimi.safetensors"
 auth_recv = true
-rooms = ["a"]
+rooms = ["a", "b", "c"]
 """
+
+
+async def test_rooms_have_a_slot_each_and_make_sound_of_codes(folder: Path, tmp_path: Path) -> None:
+    (built,) = build(config(tmp_path, ROOMS.format(folder=folder)))
+    built.engine.start()
+    try:
+        await built.engine.wait_ready()
+        assert built.engine.slots_total == 3
+        session = await built.engine.open()
+        await session.send(Codes(np.arange(8)))
+        events: list[object] = []
+        while not any(isinstance(event, Audio) for event in events):
+            events += await session.receive()
+        session.close()
+    finally:
+        built.engine.stop()
+    assert isinstance(events[-1], Audio)
+    assert np.abs(events[-1].pcm).max() > 0
+
+
+def test_a_module_that_is_not_served_yet_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moshi_server.engine.build.SERVED", ("Asr",))
+    rooms = ROOMS.format(folder="nowhere")
     with pytest.raises(NotServedError, match=r"modules\.rooms: type Mimi is not served"):
         build(config(tmp_path, rooms))
 

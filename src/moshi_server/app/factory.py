@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -20,7 +22,8 @@ from ..config import Module
 from ..engine.hooks import EngineHooks
 from ..errors import AuthError
 from ..metrics import ModuleMetrics
-from .module import ClientLimits, ServedModule
+from .module import ClientLimits, RoomsSpec, ServedModule
+from .rooms import ListenerPump, ProducerPump, Rooms
 from .routes import ServerState, api
 from .upload import Uploads
 from .websocket import Pump
@@ -45,6 +48,8 @@ def create_app(state: ServerState, *, static_dir: str | Path | None = None) -> F
     for module in state.modules:
         if module.kind in ASR_KINDS:
             _add_speech_to_text(app, module, state)
+        elif module.rooms is not None:
+            _add_rooms(app, module, module.rooms, state)
     app.add_api_websocket_route("/{path:path}", _nothing_here(state))  # before files, which know no upgrade
     if static_dir is not None and Path(static_dir).is_dir():
         app.mount("/", StaticFiles(directory=static_dir, html=True), name="static")
@@ -88,15 +93,39 @@ def _add_speech_to_text(app: FastAPI, module: ServedModule, state: ServerState) 
     app.add_route(module.path, _upgrade_required, methods=["GET"])
 
 
+def _add_rooms(app: FastAPI, module: ServedModule, spec: RoomsSpec, state: ServerState) -> None:
+    rooms = Rooms(spec)
+    module.at_end.append(rooms.end)
+    # A listener has nothing to say: only its silence at the transport counts.
+    limits = replace(module.limits, message_seconds=math.inf)
+    listening = replace(module, path=spec.listen_path, auth=spec.auth, limits=limits)
+
+    def producer(websocket: WebSocket) -> Pump:
+        return ProducerPump(websocket, module, rooms, state.metrics)
+
+    def listener(websocket: WebSocket) -> Pump:
+        return ListenerPump(websocket, listening, rooms, state.metrics)
+
+    for each, pump in ((module, producer), (listening, listener)):
+        app.add_api_websocket_route(each.path, _socket(each, state, pump))
+        app.add_route(each.path, _sockets_only, methods=["GET"])
+
+
 def _stream(
     module: ServedModule, state: ServerState, wire: Callable[[WebSocket], Wire]
+) -> Callable[[WebSocket], Awaitable[None]]:
+    return _socket(module, state, lambda websocket: Pump(websocket, module, wire(websocket), state.metrics))
+
+
+def _socket(
+    module: ServedModule, state: ServerState, pump: Callable[[WebSocket], Pump]
 ) -> Callable[[WebSocket], Awaitable[None]]:
     async def stream(websocket: WebSocket) -> None:
         caller = _check(websocket, module, state)
         if isinstance(caller, Response):
             await websocket.send_denial_response(caller)
         else:
-            await Pump(websocket, module, wire(websocket), state.metrics).run(caller)
+            await pump(websocket).run(caller)
 
     return stream
 
@@ -114,6 +143,11 @@ def _nothing_here(state: ServerState) -> Callable[[WebSocket], Awaitable[None]]:
         await websocket.send_denial_response(JSONResponse(fields, 404))
 
     return nothing_here
+
+
+async def _sockets_only(_: Request) -> Response:
+    error = {"error": "this path speaks WebSocket"}
+    return JSONResponse(error, 426, {"Upgrade": "websocket", "Connection": "Upgrade"})
 
 
 async def _upgrade_required(_: Request) -> Response:

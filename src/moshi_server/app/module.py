@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..engine.worker import Engine
@@ -32,12 +33,31 @@ class ClientLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class RoomsSpec:
+    """The rooms of a `Mimi` module.
+
+    Attributes:
+        names: all rooms.
+        default: where a listener goes that names none; None refuses it.
+        listen_path: where listeners connect; producers do at the module's path.
+        auth: whether a listener must show credentials.
+    """
+
+    names: tuple[str, ...]
+    default: str | None
+    listen_path: str
+    auth: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ServedModule:
     """A module that answers at ``path``.
 
     Attributes:
         files: what it was loaded from, by upstream's names (``lm``, ``audio_tokenizer``, ``script``).
         auth: whether a client must show credentials.
+        rooms: what a `Mimi` module has beside its engine.
+        at_end: called once the server has drained, before it closes what is left.
     """
 
     name: str
@@ -48,3 +68,5 @@ class ServedModule:
     files: dict[str, str] = field(default_factory=dict)
     auth: bool = True
     limits: ClientLimits = field(default_factory=ClientLimits)
+    rooms: RoomsSpec | None = None
+    at_end: list[Callable[[], None]] = field(default_factory=list)

@@ -8,12 +8,12 @@ import os
 from collections.abc import Callable, Mapping
 
 from ..auth import Authenticator
-from ..config import Config
+from ..config import Config, MimiConfig
 from ..engine.build import BuiltModule, build_engines
 from ..gpu.probe import MemoryReader
 from ..metrics import Metrics, SystemReading
 from .factory import create_app, hooks_for, limits_of
-from .module import ServedModule
+from .module import RoomsSpec, ServedModule
 from .routes import ServerState
 from .worker import Worker, listen
 
@@ -89,7 +89,13 @@ def served(built: BuiltModule, metrics: Metrics) -> ServedModule:
         files={names[key]: value for key, value in built.config.files() if key in names},
         auth=built.config.auth,
         limits=limits_of(built.config),
+        rooms=rooms_of(built.config) if isinstance(built.config, MimiConfig) else None,
     )
+
+
+def rooms_of(config: MimiConfig) -> RoomsSpec:
+    """The rooms that a configuration names."""
+    return RoomsSpec(tuple(config.rooms), config.default_room, config.recv_path, config.auth_recv)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -11,14 +11,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from structlog.contextvars import bind_contextvars
 
 from ..audio import FRAME_SIZE
 from ..auth import Caller
-from ..engine.session import Session
 from ..errors import ClientTimeoutError, InvalidMessageError, MoshiServerError, SessionError
 from ..events import Word
 from ..metrics import Metrics
@@ -35,6 +34,30 @@ SECOND_LOOK_SECONDS: Final = 0.1
 """How long a client whose time is up may still be heard, in case the event loop was late and not the client."""
 SLOT_SECONDS: Final = 0.25
 """How long a stream waits for a slot: a client may connect again before the end of its last stream has been seen."""
+
+
+class Channel(Protocol):
+    """What a pump needs of the other side: an engine's `Session`, or something that looks like one."""
+
+    id: int
+    steps: int
+
+    @property
+    def buffered_samples(self) -> int:
+        """Samples that were sent and not yet stepped."""
+        ...
+
+    async def send(self, event: Any) -> None:
+        """Hand one client event over."""
+        ...
+
+    async def receive(self) -> list[Any]:
+        """All server events that have come, at least one; an empty list at the end."""
+        ...
+
+    def close(self) -> None:
+        """Free everything at once. Safe to call again."""
+        ...
 
 
 class Pump:
@@ -59,7 +82,7 @@ class Pump:
         steps = 0
         code, reason = int(CloseCode.NORMAL), ""
         try:
-            session = await self._module.engine.open(wait_seconds=SLOT_SECONDS)
+            session = await self._open()
             bind_contextvars(session=session.id)
             logger.info("stream opened", extra={"fields": {"caller": caller.name, "by": caller.method}})
             try:
@@ -78,6 +101,9 @@ class Pump:
         fields = {"code": code, "reason": reason, "seconds": time.monotonic() - start, "steps": steps}
         logger.info("stream ended", extra={"fields": fields})
 
+    async def _open(self) -> Channel:
+        return await self._module.engine.open(wait_seconds=SLOT_SECONDS)
+
     def _end(self, error: Exception) -> int:
         """Say why, as an `Error` message for clients that know only upstream and as a close code."""
         closing = closing_for(error)
@@ -88,7 +114,7 @@ class Pump:
             self._metrics.connection_errors.inc(closing.error_type, self._module.name)
         return closing.code
 
-    async def _read(self, session: Session) -> None:
+    async def _read(self, session: Channel) -> None:
         while True:
             message = await self._websocket.receive()
             if message["type"] == "websocket.disconnect":
@@ -108,7 +134,7 @@ class Pump:
             self._handing_over = False
             self._last_message = self._loop.time()
 
-    async def _write(self, session: Session) -> None:
+    async def _write(self, session: Channel) -> None:
         limit = self._module.limits.send_seconds
         while events := await session.receive():
             if words := sum(isinstance(event, Word) for event in events):
@@ -123,7 +149,7 @@ class Pump:
                 except TimeoutError:
                     raise ClientTimeoutError(f"the client read nothing for {limit:g} s") from None
 
-    async def _watch(self, session: Session) -> None:
+    async def _watch(self, session: Channel) -> None:
         """Raise once the client has been silent for too long. Audio that waits for the model is no silence."""
         limits = self._module.limits
         overdue = False

@@ -139,6 +139,9 @@ class Worker:
             drained.cancel()
             await asyncio.gather(drained, return_exceptions=True)
             await asyncio.gather(*(module.engine.drain(0) for module in self.state.modules))
+        for module in self.state.modules:
+            for call in module.at_end:
+                call()
         await asyncio.sleep(0.05)  # the pumps say goodbye before the server closes what is left
 
     def _on_signal(self, number: int, server: uvicorn.Server) -> None:

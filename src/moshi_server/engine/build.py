@@ -24,6 +24,7 @@ from ..errors import ConfigError, MoshiServerError, NotServedError
 from ..gpu import DType, Header, Plan, read_header
 from ..hub import resolve
 from ..speech.tokenizer import TextTokenizer
+from .ahead import AheadRunner, AheadStream, suits
 from .asr import AsrStream, SttRunner
 from .cpu import choose_threads, keep_freed_memory
 from .devices import cuda_gpus
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SERVED = ("Asr", "BatchedAsr")
+SERVED = ("Asr", "BatchedAsr", "Mimi")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +174,11 @@ class _Loader:
         )
         model = SttModel(mimi, lm, condition=condition, temperature=module.temperature or 0.0)
 
+        ahead = suits(mimi.spec, device)
+        runner_type, stream_type = (AheadRunner, AheadStream) if ahead else (SttRunner, AsrStream)
+
         def make(slots: int) -> SttRunner:
-            runner = SttRunner(model, slots, device)
+            runner = runner_type(model, slots, device)
             if device.type == "cuda":
                 runner.warmup()  # takes what a step takes, too
             return runner
@@ -185,7 +189,7 @@ class _Loader:
             name,
             module.type,
             runner,
-            lambda: AsrStream(delay, tokenizer.decode, watchdog_seconds=module.watchdog_seconds),
+            lambda: stream_type(delay, tokenizer.decode, watchdog_seconds=module.watchdog_seconds),
             limits=EngineLimits(module.max_queue_seconds, module.max_session_seconds),
             hooks=hooks,
             warmup=self._warmup,

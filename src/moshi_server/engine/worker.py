@@ -104,7 +104,7 @@ class Engine:
         """
         while not self._begun.is_set():
             await asyncio.sleep(0.02)
-        self._check_open()
+        self.check_open()
 
     async def open(self, *, wait_seconds: float = 0.0) -> Session:
         """Take a slot for one stream; its first event is `Ready`.
@@ -117,14 +117,14 @@ class Engine:
             EngineFailedError: the model loop has stopped.
             GoingAwayError: the engine is ending.
         """
-        self._check_open()
+        self.check_open()
         slot = self._slots.acquire()
         if slot is None and wait_seconds > 0:
             slot = await self._slots.wait(wait_seconds)
         if slot is None:
             raise NoFreeSlotError
         try:
-            self._check_open()
+            self.check_open()
             session = Session(
                 next(self._ids),
                 slot,
@@ -158,7 +158,12 @@ class Engine:
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(timeout=30)
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise unless streams can be opened now.
+
+        Raises:
+            EngineFailedError, GoingAwayError, NoFreeSlotError: as `open`.
+        """
         if self.status == "failed":
             hint = self.error.hint if isinstance(self.error, MoshiServerError) else ""
             raise EngineFailedError(f"module {self.name} has failed: {self.error}", hint=hint or "see the server's log")
