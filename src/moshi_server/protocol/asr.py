@@ -28,15 +28,12 @@ from ..events import (
     Turn,
     Word,
 )
+from .messages import field, float_cells, kind_name, kind_of, octets, unpack
 
 MAX_AMPLITUDE: Final = 100.0
 """Largest magnitude of a sample. Full scale is 1; what is beyond this was never divided by its integer range."""
 
 _AUDIO_HEAD: Final = b"\x82\xa4type\xa5Audio\xa3pcm"
-_CELLS: Final = {
-    0xCA: np.dtype([("tag", "u1"), ("value", ">f4")]),
-    0xCB: np.dtype([("tag", "u1"), ("value", ">f8")]),
-}
 _INT64: Final = range(-(2**63), 2**63)
 
 
@@ -46,7 +43,7 @@ def decode(data: bytes) -> AsrClientEvent:
     Raises:
         InvalidMessageError: if it is anything but a message of the protocol; the sentence says what was wrong.
     """
-    pcm = _float_cells(data)
+    pcm = float_cells(data, _AUDIO_HEAD)
     if pcm is not None:
         return Audio(_checked(pcm))
     return decode_slow(data)
@@ -59,11 +56,11 @@ def decode_slow(data: bytes) -> AsrClientEvent:
         case "Init":
             return Init()
         case "Audio":
-            return Audio(_samples(_field(fields, "pcm")))
+            return Audio(_samples(field(fields, "pcm")))
         case "OggOpus":
-            return OggOpus(_octets(_field(fields, "data")))
+            return OggOpus(octets(field(fields, "data")))
         case "Marker":
-            return Marker(_marker_id(_field(fields, "id")))
+            return Marker(_marker_id(field(fields, "id")))
         case "Flush":
             return Flush()
         case None:
@@ -71,7 +68,7 @@ def decode_slow(data: bytes) -> AsrClientEvent:
         case str(other):
             raise InvalidMessageError(f"unknown message type {other[:40]!r}", hint=_TYPES)
         case other:
-            raise InvalidMessageError(f"the message's 'type' must be a string, not {_kind(other)}", hint=_TYPES)
+            raise InvalidMessageError(f"the message's 'type' must be a string, not {kind_of(other)}", hint=_TYPES)
 
 
 def encode(event: AsrServerEvent) -> bytes:
@@ -102,60 +99,16 @@ def encode(event: AsrServerEvent) -> bytes:
     return ormsgpack.packb(message)
 
 
-def unpack(data: bytes) -> dict[str, Any]:
-    """A MessagePack map with string keys.
-
-    Raises:
-        InvalidMessageError: for any other bytes.
-    """
-    if not data:
-        raise InvalidMessageError("the message is empty", hint="send one MessagePack map a message")
-    try:
-        fields = ormsgpack.unpackb(data)
-    except ValueError as error:
-        raise InvalidMessageError(f"the message is not valid MessagePack: {error}") from None
-    if not isinstance(fields, dict):
-        raise InvalidMessageError(f"the message must be a MessagePack map, not {_kind(fields)}")
-    return fields
-
-
 _TYPES: Final = "the types are Init, Audio, OggOpus, Marker and Flush"
-
-
-def _float_cells(data: bytes) -> NDArray[np.float32] | None:
-    """The samples of an Audio message whose cells are all float32 or all float64, else None."""
-    if not data.startswith(_AUDIO_HEAD):
-        return None
-    at = len(_AUDIO_HEAD)
-    match data[at : at + 1]:
-        case b"\xdc":
-            count, at = int.from_bytes(data[at + 1 : at + 3], "big"), at + 3
-        case b"\xdd":
-            count, at = int.from_bytes(data[at + 1 : at + 5], "big"), at + 5
-        case bytes(head) if head and 0x90 <= head[0] <= 0x9F:
-            count, at = head[0] & 0x0F, at + 1
-        case _:
-            return None
-    if count == 0 or at >= len(data):
-        return None
-    tag = data[at]
-    cell = _CELLS.get(tag)
-    if cell is None or len(data) - at != count * cell.itemsize:
-        return None
-    cells = np.frombuffer(data, dtype=cell, offset=at)
-    if not (cells["tag"] == tag).all():
-        return None
-    with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, and is then refused
-        return cells["value"].astype(np.float32)
 
 
 def _samples(value: Any) -> NDArray[np.float32]:
     if not isinstance(value, list):
-        raise InvalidMessageError(f"'pcm' must be an array of numbers, not {_kind(value)}")
+        raise InvalidMessageError(f"'pcm' must be an array of numbers, not {kind_of(value)}")
     # By exact type: a bool is an int to Python, but no sample.
     strangers = set(map(type, value)) - {int, float}
     if strangers:
-        names = ", ".join(sorted(_KINDS.get(stranger, stranger.__name__) for stranger in strangers))
+        names = ", ".join(sorted(kind_name(stranger) for stranger in strangers))
         raise InvalidMessageError(f"'pcm' must hold numbers only, but has {names}")
     with np.errstate(over="ignore"):
         pcm = np.array(value, dtype=np.float64).astype(np.float32)
@@ -175,43 +128,7 @@ def _checked(pcm: NDArray[np.float32]) -> NDArray[np.float32]:
     )
 
 
-def _octets(value: Any) -> bytes:
-    if isinstance(value, bytes):
-        return value
-    if not isinstance(value, list):
-        raise InvalidMessageError(f"'data' must be bytes or an array of integers from 0 to 255, not {_kind(value)}")
-    if set(map(type, value)) - {int}:
-        raise InvalidMessageError("'data' must hold integers from 0 to 255 only")
-    try:
-        return bytes(value)
-    except ValueError:
-        raise InvalidMessageError("'data' must hold integers from 0 to 255 only") from None
-
-
 def _marker_id(value: Any) -> int:
     if type(value) is not int or value not in _INT64:
         raise InvalidMessageError("a marker's 'id' must be a 64-bit signed integer")
     return value
-
-
-def _field(fields: dict[str, Any], name: str) -> Any:
-    try:
-        return fields[name]
-    except KeyError:
-        raise InvalidMessageError(f"a message of type {fields['type']} needs {name!r}") from None
-
-
-_KINDS: Final[dict[type, str]] = {
-    dict: "a map",
-    list: "an array",
-    str: "a string",
-    bytes: "bytes",
-    bool: "a boolean",
-    int: "an integer",
-    float: "a float",
-    type(None): "nil",
-}
-
-
-def _kind(value: Any) -> str:
-    return _KINDS.get(type(value), type(value).__name__)

@@ -23,7 +23,7 @@ from ..events import (
     Turn,
     Word,
 )
-from .asr import unpack
+from .messages import unpack
 
 
 def encode(event: AsrClientEvent) -> bytes:
