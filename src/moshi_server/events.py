@@ -171,6 +171,11 @@ class Metadata:
 
 
 @dataclass(frozen=True, slots=True)
+class Finished:
+    """Engine: the last event of a stream that has nothing more to say; its session takes it, and ends normally."""
+
+
+@dataclass(frozen=True, slots=True)
 class Error:
     """Server: why this stream ends."""
 

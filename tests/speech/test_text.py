@@ -15,6 +15,7 @@ from moshi_server.speech.text import (
     Pause,
     PieceJoiner,
     SpokenText,
+    TextQueue,
     TextSplitter,
     Word,
     normalize,
@@ -156,6 +157,51 @@ def test_a_real_tokenizer() -> None:
     tokenizer = TextTokenizer(str(resources.files("moshi_server") / "demo" / "tokenizer.model"))
     spoken = SpokenText(tokenizer, BOS)
     assert spoken.push("eight zebras 🙂 \x00 and") == [Word("eight", (BOS, 6)), Word("and", (4,))]
+
+
+@relaxed
+@given(st.lists(texts, max_size=4), st.integers(1, 5))
+def test_a_queue_gives_the_same_words_however_they_are_pulled(messages: list[str], count: int) -> None:
+    spoken, queue = SpokenText(Letters(), BOS), TextQueue(SpokenText(Letters(), BOS))
+    expected = [part for message in messages for part in spoken.push(message)] + spoken.finish()
+    for message in messages:
+        queue.put(message)
+    queue.end()
+    got: list[Word | Pause] = []
+    while parts := queue.pull(count):
+        assert len(parts) <= count
+        got += parts
+    assert got == expected
+    assert queue.empty
+    assert queue.characters_in == queue.characters_out == sum(map(len, messages))
+
+
+def test_a_queue_makes_words_only_as_they_are_pulled() -> None:
+    class Counting(Letters):
+        encoded = 0
+
+        def encode(self, text: str) -> list[int]:
+            self.encoded += len(text)
+            return super().encode(text)
+
+    tokenizer = Counting()
+    queue = TextQueue(SpokenText(tokenizer, BOS))
+    queue.put("word " * 200_000)
+    assert tokenizer.encoded == 0
+    assert [part.text for part in queue.pull(3) if isinstance(part, Word)] == ["word"] * 3
+    assert tokenizer.encoded <= 1024
+    assert queue.characters_in - queue.characters_out > 990_000
+
+
+def test_turns_in_a_queue() -> None:
+    queue = TextQueue(SpokenText(Letters(), BOS))
+    queue.put("a <br")
+    queue.next_turn(marked=False)
+    queue.put("b")
+    queue.next_turn()
+    queue.put("c")
+    words = [(part.text, part.tokens[0] == BOS) for part in queue.pull(9) if isinstance(part, Word)]
+    assert words == [("a", True), ("<br", False), ("b", False), ("c", True)]
 
 
 def test_a_megabyte_is_split_quickly() -> None:

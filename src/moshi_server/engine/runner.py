@@ -35,7 +35,11 @@ class Runner(Protocol):
 
 
 class Stream(Protocol):
-    """One client's logic, called on the model thread only."""
+    """One client's logic, called on the model thread only.
+
+    A stream that hears no audio has ``size(event) -> int`` too, called on the event loop: how many units of its queue
+    an event takes.
+    """
 
     needs_reset: bool
     """The slot's state must be reset before the next step; the batcher does it and lowers the flag."""
@@ -49,7 +53,7 @@ class Stream(Protocol):
         ...
 
     def accept(self, output: Any) -> list[Any]:
-        """What the client is to be told after a step."""
+        """What the client is to be told after a step. `Finished` as the last event, also of `put`, ends the session."""
         ...
 
     def deadline(self) -> float | None:

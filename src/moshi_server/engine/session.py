@@ -13,7 +13,7 @@ from typing import Any
 
 from ..audio import FRAME_SIZE
 from ..errors import SessionError
-from ..events import Audio, Codes
+from ..events import Audio, Codes, Finished
 from .runner import Stream
 
 MAX_WAITING_EVENTS = 4096
@@ -43,6 +43,8 @@ class Session:
         self.error: SessionError | None = None
         self._loop = asyncio.get_running_loop()
         self._queue_samples = queue_samples
+        # A stream whose input is no audio says itself how much of its queue an event takes.
+        self._size: Callable[[Any], int] = getattr(stream, "size", samples_of)
         self._on_close = on_close
         self._wake = wake
         self._inbox: deque[Any] = deque()
@@ -67,15 +69,12 @@ class Session:
             if self._full():  # looked at again: the model thread may have taken it all before the clear
                 await self._writable.wait()
         self._check()
-        if isinstance(event, Audio):
-            self._samples_in += len(event.pcm)
-        elif isinstance(event, Codes):
-            self._samples_in += FRAME_SIZE
+        self._samples_in += self._size(event)
         self._inbox.append(event)
         self._wake()
 
     async def receive(self) -> list[Any]:
-        """All server events that have come, at least one; an empty list once the session was closed by `close`.
+        """All server events that have come, at least one; an empty list once it was closed or its stream finished.
 
         Raises:
             SessionError: the reason the session ended, after every event before it was read.
@@ -126,10 +125,11 @@ class Session:
 
     def deliver(self, events: list[Any], error: SessionError | None) -> None:
         """Take what a tick made, on the event loop; wakes whoever waits."""
+        finished = bool(events) and isinstance(events[-1], Finished)
         if events and not self.closed:
-            self._outbox.extend(events)
+            self._outbox.extend(events[:-1] if finished else events)
             self._readable.set()
-        if error is not None:
+        if finished or error is not None:
             self._end(error)
         if self.blocked and not self._full():
             self._writable.set()
@@ -165,3 +165,13 @@ class Session:
     def unread(self) -> bool:
         """Whether the client is so far behind in reading that its stream must wait."""
         return self._emitted - self._read > MAX_UNREAD_EVENTS
+
+
+def samples_of(event: Any) -> int:
+    """How many samples an event brings."""
+    match event:
+        case Audio(pcm):
+            return len(pcm)
+        case Codes():
+            return FRAME_SIZE
+    return 0

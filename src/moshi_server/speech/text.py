@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Final, Protocol
 
 from .tokenizer import END_OF_PADDING, PADDING
@@ -21,6 +23,8 @@ MAX_WORD_CHARACTERS: Final = 256
 """What has no space for longer is spoken in pieces of this length."""
 
 _FRAME_RATE: Final = 12.5
+_PIECE: Final = 1024
+"""Characters of which words are made at once."""
 _BREAK_ATOMS: Final = [*"<break", r"\s{1,16}", *'time="', "([0-9.]{1,16})", "s", '"', r"\s{0,16}", "/", ">"]
 _BREAK: Final = re.compile("".join(_BREAK_ATOMS))
 _BREAK_BEGUN: Final = re.compile("".join(f"(?:{atom}" for atom in _BREAK_ATOMS[:-1]) + ")?" * (len(_BREAK_ATOMS) - 1))
@@ -108,6 +112,61 @@ class SpokenText:
                 tokens = (self._bos, *tokens)
                 self._turn_begins = False
             yield Word(part, tokens)
+
+
+class TextQueue:
+    """One stream's text, as much as may come, of which words are made only as they are needed.
+
+    A megabyte in one message costs nothing until it is spoken, so that one client's text holds up nobody else's speech.
+    """
+
+    def __init__(self, spoken: SpokenText) -> None:
+        self._spoken = spoken
+        self._waiting: deque[str | _Mark] = deque()
+        self._ready: deque[Word | Pause] = deque()
+        self.characters_in = 0
+        """Characters that were put in since the beginning."""
+        self.characters_out = 0
+        """Characters of these of which words were made."""
+
+    def put(self, text: str) -> None:
+        """Add one message's text, whose end is the end of a word."""
+        self.characters_in += len(text)
+        joiner = PieceJoiner()
+        pieces = [joiner.push(text[at : at + _PIECE]) for at in range(0, len(text), _PIECE)]
+        self._waiting.extend(piece for piece in (*pieces, joiner.finish()) if piece)
+
+    def next_turn(self, *, marked: bool = True) -> None:
+        """The text that follows is another turn, see `SpokenText.begin_turn`."""
+        self._waiting.append(_Mark.MARKED_TURN if marked else _Mark.TURN)
+
+    def end(self) -> None:
+        """The text ends here."""
+        self._waiting.append(_Mark.END)
+
+    def pull(self, count: int) -> list[Word | Pause]:
+        """Take out the next words and pauses, at most ``count``; fewer if no more have come."""
+        while len(self._ready) < count and self._waiting:
+            item = self._waiting.popleft()
+            if isinstance(item, str):
+                self.characters_out += len(item)
+                self._ready.extend(self._spoken.push(item))
+            elif item is _Mark.END:
+                self._ready.extend(self._spoken.finish())
+            else:
+                self._ready.extend(self._spoken.begin_turn(marked=item is _Mark.MARKED_TURN))
+        return [self._ready.popleft() for _ in range(min(count, len(self._ready)))]
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is left to pull until more is put in."""
+        return not self._waiting and not self._ready
+
+
+class _Mark(Enum):
+    TURN = auto()
+    MARKED_TURN = auto()
+    END = auto()
 
 
 class TextSplitter:
