@@ -119,10 +119,11 @@ class LayerScale(nn.Module):
 class GatedMlp(nn.Module):
     """A gated feed-forward: SiLU of one half of the projection times the other."""
 
-    def __init__(self, spec: TransformerSpec) -> None:
+    def __init__(self, spec: TransformerSpec, width: int | None = None) -> None:
         super().__init__()
-        self.linear_in = nn.Linear(spec.d_model, 2 * spec.hidden, bias=spec.bias_ff)
-        self.linear_out = nn.Linear(spec.hidden, spec.d_model, bias=spec.bias_ff)
+        width = width or spec.hidden
+        self.linear_in = nn.Linear(spec.d_model, 2 * width, bias=spec.bias_ff)
+        self.linear_out = nn.Linear(width, spec.d_model, bias=spec.bias_ff)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
