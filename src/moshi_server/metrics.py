@@ -178,6 +178,12 @@ class Metrics:
             total_steps=self._handler_counter("py_total_steps", "Turns of the text-to-speech loop."),
             active_steps=self._handler_counter("py_active_steps", "Turns of the loop with some active stream."),
         )
+        self._lm = _Family(
+            connect=self._handler_counter("lm_connect", "Connections to dialogue modules."),
+            open_channels=self._handler_gauge("lm_open_channels", "Dialogues that hold a slot."),
+            num_steps=self._histogram("lm_connection_num_steps", "Steps of a dialogue.", _ASR_STEPS),
+            step_duration=self._histogram("lm_model_step_duration", "Seconds of one batched dialogue step.", _ASR_STEP),
+        )
         self.missing_words_steps = self._handler_counter(
             "py_missing_words_steps", "Steps that a stream missed for want of words."
         )
@@ -200,6 +206,7 @@ class Metrics:
     def module(self, kind: str) -> ModuleMetrics:
         """What a module of this type (`BatchedAsr`, `Py`, ...) counts."""
         families = {"Asr": self._asr, "BatchedAsr": self._asr, "PyBatchedAsr": self._asr, "Py": self._py}
+        families["Lm"] = self._lm
         return ModuleMetrics(self, families.get(kind))
 
     def watch_slots(self, read: Callable[[], Iterable[SlotReading]]) -> None:

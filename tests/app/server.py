@@ -83,6 +83,7 @@ async def serve(
     send_buffer: int = 0,
     make_stream: Callable[[], Any] | None = None,
     metrics: Metrics | None = None,
+    kind: str = "BatchedAsr",
     wait: bool = True,
 ) -> AsyncIterator[Server]:
     """Start modules at these paths, one runner each, and end them after the block."""
@@ -92,10 +93,10 @@ async def serve(
     metrics = metrics or Metrics()
     modules = []
     for index, (runner, path) in enumerate(zip(runners, paths, strict=True)):
-        counted = metrics.module("BatchedAsr")
+        counted = metrics.module(kind)
         engine = Engine(
             f"asr{index}",
-            "BatchedAsr",
+            kind,
             runner,
             make_stream or (lambda: AsrStream(delay, spell)),
             limits=engine_limits,

@@ -22,6 +22,7 @@ from ..config import Module
 from ..engine.hooks import EngineHooks
 from ..errors import AuthError
 from ..metrics import ModuleMetrics
+from .dialogue import DialoguePump
 from .module import ClientLimits, RoomsSpec, ServedModule
 from .rooms import ListenerPump, ProducerPump, Rooms
 from .routes import ServerState, api
@@ -48,6 +49,8 @@ def create_app(state: ServerState, *, static_dir: str | Path | None = None) -> F
     for module in state.modules:
         if module.kind in ASR_KINDS:
             _add_speech_to_text(app, module, state)
+        elif module.kind == "Lm":
+            _add_dialogue(app, module, state)
         elif module.rooms is not None:
             _add_rooms(app, module, module.rooms, state)
     app.add_api_websocket_route("/{path:path}", _nothing_here(state))  # before files, which know no upgrade
@@ -91,6 +94,14 @@ def _add_speech_to_text(app: FastAPI, module: ServedModule, state: ServerState) 
     app.add_api_websocket_route(module.path, _stream(module, state, wire))
     app.add_route(module.path, post, methods=["POST"])
     app.add_route(module.path, _upgrade_required, methods=["GET"])
+
+
+def _add_dialogue(app: FastAPI, module: ServedModule, state: ServerState) -> None:
+    def pump(websocket: WebSocket) -> Pump:
+        return DialoguePump(websocket, module, state.metrics)
+
+    app.add_api_websocket_route(module.path, _socket(module, state, pump))
+    app.add_route(module.path, _sockets_only, methods=["GET"])
 
 
 def _add_rooms(app: FastAPI, module: ServedModule, spec: RoomsSpec, state: ServerState) -> None:
