@@ -24,6 +24,7 @@ from ..errors import AuthError
 from ..metrics import ModuleMetrics
 from .dialogue import DialoguePump
 from .module import ClientLimits, RoomsSpec, ServedModule
+from .openai import add_openai
 from .rooms import ListenerPump, ProducerPump, Rooms
 from .routes import ServerState, api
 from .upload import Uploads
@@ -53,6 +54,7 @@ def create_app(state: ServerState, *, static_dir: str | Path | None = None) -> F
             _add_dialogue(app, module, state)
         elif module.rooms is not None:
             _add_rooms(app, module, module.rooms, state)
+    add_openai(app, state)
     app.add_api_websocket_route("/{path:path}", _nothing_here(state))  # before files, which know no upgrade
     if static_dir is not None and Path(static_dir).is_dir():
         app.mount("/", StaticFiles(directory=static_dir, html=True), name="static")

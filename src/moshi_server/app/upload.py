@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from structlog.contextvars import bind_contextvars
@@ -48,19 +52,33 @@ class Uploads:
         self._module = module
         self._present = 0
 
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """A place among those that are served or wait.
+
+        Raises:
+            NoFreeSlotError: there is none.
+        """
+        if self._present >= self._module.engine.slots_total + self._module.limits.max_waiting_posts:
+            raise NoFreeSlotError("too many files are waiting already")
+        self._present += 1
+        try:
+            yield
+        finally:
+            self._present -= 1
+
     async def answer(self, request: Request) -> Response:
         """The JSON list of upstream, ``{"type": "Word", ...}`` and ``{"type": "EndWord", ...}`` in their order."""
         bind_contextvars(module=self._module.name)
-        room = self._module.engine.slots_total + self._module.limits.max_waiting_posts
-        if self._present >= room:
-            return _refusal(503, "too many files are waiting already")
-        self._present += 1
         try:
-            return await self._answer(request)
+            with self.place():
+                return await self._answer(request)
         except ClientDisconnect:
             return _refusal(400, "the client has gone")
-        finally:
-            self._present -= 1
+        except MoshiServerError as error:
+            status = status_of(error)
+            logger.info("file refused", extra={"fields": {"status": status, "reason": error.message}})
+            return _refusal(status, error.message, error.hint)
 
     async def _answer(self, request: Request) -> Response:
         limit = self._module.limits.max_upload_bytes
@@ -70,25 +88,46 @@ class Uploads:
         if not body:
             return _refusal(400, "the request has no body: send an audio file")
         words: list[dict[str, Any]] = []
-        try:
-            await first_of(self._transcribe(body, words), _disconnected(request))
-        except MoshiServerError as error:
-            status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
-            logger.info("file refused", extra={"fields": {"status": status, "reason": error.message}})
-            return _refusal(status, error.message, error.hint)
+
+        async def collect() -> None:
+            heard = hear(self._module, await asyncio.to_thread(read_audio, body))
+            words.extend([_upstreams(event) async for event in heard])
+
+        await first_of(collect(), disconnected(request))
         return JSONResponse(words)
 
-    async def _transcribe(self, body: bytes, words: list[dict[str, Any]]) -> None:
-        pcm = await asyncio.to_thread(read_audio, body)
-        session = await self._module.engine.open(wait_seconds=self._module.limits.post_wait_seconds)
-        bind_contextvars(session=session.id)
-        try:
-            await first_of(_send(session, pcm), _collect(session, words))
-        finally:
-            session.close()
-        self._module.metrics.spoke(sum(word["type"] == "Word" for word in words))
-        fields = {"seconds": len(pcm) / SAMPLE_RATE, "events": len(words)}
-        logger.info("file transcribed", extra={"fields": fields})
+
+async def hear(module: ServedModule, pcm: NDArray[np.float32]) -> AsyncGenerator[Word | EndWord]:
+    """The words of a whole recording, 24 kHz mono (samples,), as the model gives them; waits for a slot first.
+
+    Raises:
+        NoFreeSlotError: none came free within the module's ``post_wait_seconds``.
+        SessionError: why the stream ended early.
+    """
+    session = await module.engine.open(wait_seconds=module.limits.post_wait_seconds)
+    bind_contextvars(session=session.id)
+    sending = asyncio.create_task(_send(session, pcm))
+    words = 0
+    try:
+        while events := await session.receive():
+            for event in events:
+                match event:
+                    case Word() | EndWord():
+                        words += isinstance(event, Word)
+                        yield event
+                    case Flush():
+                        return
+    finally:
+        session.close()
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        module.metrics.spoke(words)
+        logger.info("file transcribed", extra={"fields": {"seconds": len(pcm) / SAMPLE_RATE, "words": words}})
+
+
+def status_of(error: MoshiServerError) -> int:
+    """The HTTP status that says this."""
+    return next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
 
 
 async def _body(request: Request, limit: int) -> bytes | None:
@@ -103,32 +142,26 @@ async def _body(request: Request, limit: int) -> bytes | None:
     return bytes(body)
 
 
-async def _send(session: Session, pcm: Any) -> None:
-    try:
+async def _send(session: Session, pcm: NDArray[np.float32]) -> None:
+    with contextlib.suppress(SessionError):  # whoever receives is told the reason
         for start in range(0, len(pcm), SAMPLE_RATE):
             await session.send(Audio(pcm[start : start + SAMPLE_RATE]))
         await session.send(Flush())
-    except SessionError:
-        pass  # `_collect` raises the reason
-    await asyncio.get_running_loop().create_future()
 
 
-async def _collect(session: Session, words: list[dict[str, Any]]) -> None:
-    while events := await session.receive():
-        for event in events:
-            match event:
-                case Word(text, start_time):
-                    words.append({"type": "Word", "text": text, "start_time": _number(start_time)})
-                case EndWord(stop_time):
-                    words.append({"type": "EndWord", "stop_time": _number(stop_time)})
-                case Flush():
-                    return
-
-
-async def _disconnected(request: Request) -> None:
+async def disconnected(request: Request) -> None:
+    """Raise `ClientDisconnect` once the client has gone."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     raise ClientDisconnect
+
+
+def _upstreams(event: Word | EndWord) -> dict[str, Any]:
+    match event:
+        case Word(text, start_time):
+            return {"type": "Word", "text": text, "start_time": _number(start_time)}
+        case EndWord(stop_time):
+            return {"type": "EndWord", "stop_time": _number(stop_time)}
 
 
 def _number(seconds: float) -> float:
