@@ -64,6 +64,34 @@ class Connection(WebSocketsSansIOProtocol):
         self._linger_until = self.loop.time() + MAX_LINGER_SECONDS
         self._linger()
 
+    def finish(self, patience: float) -> None:
+        """Send a normal close frame after everything sent before; give up on a client that takes nothing for a while.
+
+        It never waits. What the kernel has taken is delivered even if the connection is given up.
+
+        Args:
+            patience: seconds without a byte being taken.
+        """
+        if self.close_sent or self.disconnected or self.transport.is_closing():
+            return
+        self.conn.data_to_send()
+        self.transport.write(Frame(Opcode.CLOSE, Close(1000, "").serialize()).serialize(mask=False))
+        self.stop_keepalive()
+        self.close_sent = True
+        if self.read_paused:
+            self.read_paused = False
+            self.transport.resume_reading()
+        self._flush(patience, self.transport.get_write_buffer_size() + 1)
+
+    def _flush(self, patience: float, before: int) -> None:
+        waiting = self.transport.get_write_buffer_size()
+        if waiting >= before:
+            self.transport.abort()
+        elif waiting:
+            self.close_timer = self.loop.call_later(patience, self._flush, patience, waiting)
+        else:
+            self.close_timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
     def data_received(self, data: bytes) -> None:
         """Take bytes from the client; after a goodbye that cut a message short they are thrown away."""
         self._heard = self.loop.time()

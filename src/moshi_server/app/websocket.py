@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any, Final, Protocol
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -90,6 +90,8 @@ class Pump:
             finally:
                 session.close()
                 steps = session.steps
+            self._connection.finish(self._module.limits.send_seconds)
+            self._metrics.closed(code)
         except WebSocketDisconnect as gone:
             code, reason = gone.code, gone.reason or "the client has gone"
             self._metrics.closed(gone.code)
@@ -119,13 +121,16 @@ class Pump:
             message = await self._websocket.receive()
             if message["type"] == "websocket.disconnect":
                 raise self._gone(message)
-            data: bytes | None = message.get("bytes")
-            if data is None:  # a text frame; upstream ignores them
-                continue
+            data: bytes | str | None = message.get("bytes")
+            if data is None:
+                data = str(message["text"])
             if len(data) > self._module.limits.max_message_bytes:
                 raise self._too_big()
+            events = self._events(data)
+            if events is None:
+                continue
             self._handing_over = True
-            for event in self._wire.decode(data):
+            for event in events:
                 try:
                     await session.send(event)
                 except SessionError:
@@ -135,26 +140,46 @@ class Pump:
             self._last_message = self._loop.time()
 
     async def _write(self, session: Channel) -> None:
-        limit = self._module.limits.send_seconds
         while events := await session.receive():
             if words := sum(isinstance(event, Word) for event in events):
                 self._module.metrics.spoke(words)
             for event in events:
-                data = self._wire.encode(event)
-                if data is None:
-                    continue
-                try:
-                    async with asyncio.timeout(limit):
-                        await self._websocket.send({"type": "websocket.send", "bytes": data})
-                except TimeoutError:
-                    raise ClientTimeoutError(f"the client read nothing for {limit:g} s") from None
+                for data in self._messages(event):
+                    await self._put(data)
+        for data in self._last_messages():
+            await self._put(data)
+
+    async def _put(self, data: bytes) -> None:
+        limit = self._module.limits.send_seconds
+        try:
+            async with asyncio.timeout(limit):
+                await self._websocket.send({"type": "websocket.send", "bytes": data})
+        except TimeoutError:
+            raise ClientTimeoutError(f"the client read nothing for {limit:g} s") from None
+
+    def _events(self, data: bytes | str) -> Iterable[Any] | None:
+        """The events of a message; None for one that does not count as a sign of life, as upstream's text frames."""
+        return None if isinstance(data, str) else self._wire.decode(data)
+
+    def _messages(self, event: Any) -> Iterable[bytes]:
+        """One event as messages."""
+        data = self._wire.encode(event)
+        return () if data is None else (data,)
+
+    def _last_messages(self) -> Iterable[bytes]:
+        """What is still to be sent when the stream has ended by itself."""
+        return ()
+
+    def _busy(self, session: Channel) -> bool:
+        """Whether the client rightly waits for us."""
+        return self._handing_over or session.buffered_samples >= FRAME_SIZE
 
     async def _watch(self, session: Channel) -> None:
         """Raise once the client has been silent for too long. Audio that waits for the model is no silence."""
         limits = self._module.limits
         overdue = False
         while True:
-            if self._handing_over or session.buffered_samples >= FRAME_SIZE:
+            if self._busy(session):
                 self._last_message = self._loop.time()
             frame_left = limits.idle_seconds - self._connection.silence()
             message_left = limits.message_seconds - (self._loop.time() - self._last_message)
