@@ -33,10 +33,11 @@ def run_in_pieces(layer: StreamingModule, x: Tensor, cuts: list[int], slot: int)
     replicate=st.booleans(),
     cuts=st.lists(st.integers(1, 5), max_size=6),
     slot=st.integers(0, SLOTS - 1),
+    prepared=st.booleans(),
 )
 @settings(deadline=None, max_examples=60)
 def test_conv_step_equals_forward(
-    kernel: int, stride: int, dilation: int, replicate: bool, cuts: list[int], slot: int
+    kernel: int, stride: int, dilation: int, replicate: bool, cuts: list[int], slot: int, prepared: bool
 ) -> None:
     torch.manual_seed(kernel * 100 + stride)
     stride = min(stride, (kernel - 1) * dilation + 1)
@@ -45,6 +46,8 @@ def test_conv_step_equals_forward(
     with torch.no_grad():
         whole = layer(x)
         assert whole.shape == (1, 3, 12)
+        if prepared:
+            layer.prepare()
         torch.testing.assert_close(run_in_pieces(layer, x, [c * stride for c in cuts], slot), whole)
 
 
@@ -66,6 +69,39 @@ def test_transposed_conv_step_equals_forward(
         whole = layer(x)
         assert whole.shape == (1, 4, 12 * min(kernel, stride))
         torch.testing.assert_close(run_in_pieces(layer, x, cuts, 1), whole)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "kernel", "stride"),
+    [(1, 16, 7, 1), (16, 8, 3, 1), (8, 16, 1, 1), (16, 32, 8, 4), (64, 32, 3, 1), (32, 32, 4, 2)],
+)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("count", [1, 17, 64])
+def test_prepared_layers_of_mimi_s_kinds(
+    inputs: int, outputs: int, kernel: int, stride: int, bias: bool, batch: int, count: int
+) -> None:
+    torch.manual_seed(0)
+    layer = CausalConv1d(inputs, outputs, kernel, stride=stride, bias=bias)
+    x = torch.randn(batch, inputs, 2 * count * stride)
+    slots = torch.tensor([2, 0, 1])[:batch]
+    with torch.no_grad():
+        want = layer(x)
+        layer.prepare()
+        torch.testing.assert_close(layer(x), want)
+        state = layer.init_state(SLOTS)
+        got = [layer.step(part, state, slots) for part in x.split(count * stride, dim=-1)]
+    torch.testing.assert_close(torch.cat(got, dim=-1), want, atol=2e-6, rtol=1e-5)
+
+
+def test_preparing_again_takes_new_weights() -> None:
+    layer = CausalConv1d(2, 3, 4, stride=2)
+    layer.prepare()
+    with torch.no_grad():
+        layer.conv.weight.mul_(2)
+        layer.prepare()
+        x = torch.randn(1, 2, 8)
+        torch.testing.assert_close(layer.step(x, layer.init_state(1), torch.tensor([0])), layer(x))
 
 
 def test_replicate_repeats_the_first_sample_into_the_past() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moshi_server.model.seanet import Chain, SeanetDecoder, SeanetEncoder, SeanetSpec
+from moshi_server.model.seanet import Chain, Elu, SeanetDecoder, SeanetEncoder, SeanetSpec
 
 SPEC = SeanetSpec(dimension=8, filters=2, ratios=(4, 3, 2), residual_layers=2)
 FRAMES = 6
@@ -43,3 +43,14 @@ def test_gradients_reach_the_first_convolution() -> None:
     first = next(network.parameters()).grad
     assert first is not None
     assert first.abs().sum() > 0
+
+
+def test_large_and_small_inputs_get_the_same_unit() -> None:
+    x = torch.linspace(-30, 100, 20_000).view(2, 100, 100)
+    want = torch.where(x > 0, x, torch.expm1(x))
+    torch.testing.assert_close(Elu()(x), want, atol=1e-7, rtol=0)
+    torch.testing.assert_close(Elu()(x[:, :1, :1]), want[:, :1, :1], atol=1e-7, rtol=0)
+    traced = x.clone().requires_grad_(True)
+    Elu()(traced).sum().backward()
+    assert traced.grad is not None
+    torch.testing.assert_close(traced.grad, x.clamp_max(0).exp())

@@ -6,10 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from moshi_server.model.products import ConvProducts
 from moshi_server.model.streaming import State, StreamingModule, leaf
-
-# Measured on a CPU, with Mimi's sizes and with tiny ones; at a hundred windows the library's convolution is as fast.
-_FEW_WINDOWS = 16
 
 
 class CausalConv1d(StreamingModule):
@@ -35,6 +33,11 @@ class CausalConv1d(StreamingModule):
         self.history = (kernel_size - 1) * dilation + 1 - stride
         assert self.history >= 0, "a stride longer than the kernel would skip samples"
         self.replicate = replicate and self.history > 0
+        self._products: ConvProducts | None = None
+
+    def prepare(self) -> None:
+        """Lay the weights out for ``step`` on a CPU. Call it again after they change."""
+        self._products = ConvProducts(self.conv) if self.conv.dilation[0] == 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, T) -> (B, out, T / stride), from the beginning of a stream."""
@@ -46,42 +49,33 @@ class CausalConv1d(StreamingModule):
     def init_state(
         self, slots: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> State:
-        """``previous`` (slots, in, history), and for ``replicate`` whether a slot has ``begun`` (slots, 1, 1)."""
+        """``previous`` (slots, history, in), and for ``replicate`` whether a slot has ``begun`` (slots, 1, 1)."""
         if not self.history:
             return {}
         device, dtype = self.placement(device, dtype)
-        state: State = {"previous": torch.zeros(slots, self.conv.in_channels, self.history, device=device, dtype=dtype)}
+        state: State = {"previous": torch.zeros(slots, self.history, self.conv.in_channels, device=device, dtype=dtype)}
         if self.replicate:
             state["begun"] = torch.zeros(slots, 1, 1, device=device, dtype=torch.bool)
         return state
 
     def step(self, x: Tensor, state: State, slots: Tensor) -> Tensor:
         """(B, in, T) -> (B, out, T / stride), going on from where each slot was."""
+        x = x.transpose(1, 2)
         if self.history:
             previous = leaf(state, "previous")
             past = previous.index_select(0, slots)
             if self.replicate:
                 begun = leaf(state, "begun")
-                past = torch.where(begun.index_select(0, slots), past, x[..., :1])
+                past = torch.where(begun.index_select(0, slots), past, x[:, :1])
                 begun.index_fill_(0, slots, True)
-            # Laid out by time, then channel, as `_convolve` wants it and its output is.
-            x = torch.cat([past.transpose(1, 2), x.transpose(1, 2)], dim=1).transpose(1, 2)
-            previous.index_copy_(0, slots, x[..., -self.history :])
-        return self._convolve(x)
-
-    def _convolve(self, x: Tensor) -> Tensor:
-        """What ``self.conv`` gives, faster on a CPU: few windows as one product, many in two dimensions.
-
-        Only a two-dimensional convolution takes channels that lie next to each other as they are; for the narrow, long
-        layers next to the waveform that is up to twice as fast.
-        """
-        conv = self.conv
-        kernel, stride = conv.kernel_size[0], conv.stride[0]
-        if conv.dilation[0] == 1 and kernel > 1 and x.shape[-1] - kernel < _FEW_WINDOWS * stride:
-            windows = x.unfold(-1, kernel, stride).transpose(1, 2).flatten(2)
-            return functional.linear(windows, conv.weight.flatten(1), conv.bias).transpose(1, 2)
+            x = torch.cat([past, x], dim=1)
+            previous.index_copy_(0, slots, x[:, -self.history :])
+        if self._products is not None and x.is_cpu:
+            return self._products(x.contiguous()).transpose(1, 2)
+        conv, x = self.conv, x.transpose(1, 2)
+        # Only in two dimensions are channels that lie next to each other taken as they are.
         weight, dilation = conv.weight.unsqueeze(2), (1, conv.dilation[0])
-        return functional.conv2d(x.unsqueeze(2), weight, conv.bias, (1, stride), 0, dilation).squeeze(2)
+        return functional.conv2d(x.unsqueeze(2), weight, conv.bias, (1, conv.stride[0]), 0, dilation).squeeze(2)
 
 
 class CausalConvTranspose1d(StreamingModule):

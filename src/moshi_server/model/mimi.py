@@ -167,6 +167,12 @@ class Mimi(nn.Module):
         """Codes per frame."""
         return self.spec.quantizer.codebooks
 
+    def prepare(self) -> None:
+        """Lay weights out for stepping on a CPU. Call it again after they change, or were moved."""
+        for module in self.modules():
+            if isinstance(module, CausalConv1d):
+                module.prepare()
+
     def latents(self, pcm: Tensor) -> Tensor:
         """(B, 1, L) -> (B, dimension, T) before quantization, differentiable; zeros fill up the last frame."""
         latents: Tensor = self.encoder(functional.pad(pcm, (0, -pcm.shape[-1] % self.frame_size)))

@@ -86,7 +86,9 @@ def load_mimi(
             _fill(mimi, file.get_tensor)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors: {error}") from error
-    return mimi.eval().requires_grad_(False)
+    mimi.eval().requires_grad_(False)
+    mimi.prepare()
+    return mimi
 
 
 @torch.no_grad()
