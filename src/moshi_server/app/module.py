@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ..engine.worker import Engine
 from ..metrics import ModuleMetrics
+from ..speech.voices import Voices
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class ServedModule:
         files: what it was loaded from, by upstream's names (``lm``, ``audio_tokenizer``, ``script``).
         auth: whether a client must show credentials.
         rooms: what a `Mimi` module has beside its engine.
+        voices: what a text-to-speech module can speak with; None where nobody knows, such as for scripts.
         at_end: called once the server has drained, before it closes what is left.
     """
 
@@ -69,4 +71,5 @@ class ServedModule:
     auth: bool = True
     limits: ClientLimits = field(default_factory=ClientLimits)
     rooms: RoomsSpec | None = None
+    voices: Voices | None = None
     at_end: list[Callable[[], None]] = field(default_factory=list)

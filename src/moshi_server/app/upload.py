@@ -22,8 +22,10 @@ from ..errors import (
     ClientTimeoutError,
     EngineFailedError,
     GoingAwayError,
+    InvalidMessageError,
     MoshiServerError,
     NoFreeSlotError,
+    ResourceNotFoundError,
     SessionError,
     SessionLimitError,
 )
@@ -37,6 +39,8 @@ RETRY_AFTER_SECONDS: Final = 5
 
 _STATUSES: Final[tuple[tuple[type[MoshiServerError], int], ...]] = (
     (AudioError, 400),
+    (InvalidMessageError, 400),
+    (ResourceNotFoundError, 404),
     (NoFreeSlotError, 503),
     (GoingAwayError, 503),
     (SessionLimitError, 413),
@@ -60,7 +64,7 @@ class Uploads:
             NoFreeSlotError: there is none.
         """
         if self._present >= self._module.engine.slots_total + self._module.limits.max_waiting_posts:
-            raise NoFreeSlotError("too many files are waiting already")
+            raise NoFreeSlotError("too many requests are waiting already")
         self._present += 1
         try:
             yield
@@ -74,27 +78,30 @@ class Uploads:
             with self.place():
                 return await self._answer(request)
         except ClientDisconnect:
-            return _refusal(400, "the client has gone")
+            return refusal(400, "the client has gone")
         except MoshiServerError as error:
             status = status_of(error)
             logger.info("file refused", extra={"fields": {"status": status, "reason": error.message}})
-            return _refusal(status, error.message, error.hint)
+            return refusal(status, error.message, error.hint)
 
     async def _answer(self, request: Request) -> Response:
         limit = self._module.limits.max_upload_bytes
-        body = await _body(request, limit)
+        body = await read_body(request, limit)
         if body is None:
-            return _refusal(413, f"the file is larger than {limit / 2**20:g} MiB")
+            return refusal(413, f"the file is larger than {limit / 2**20:g} MiB")
         if not body:
-            return _refusal(400, "the request has no body: send an audio file")
-        words: list[dict[str, Any]] = []
+            return refusal(400, "the request has no body: send an audio file")
+        answers: list[Response] = []
 
-        async def collect() -> None:
-            heard = hear(self._module, await asyncio.to_thread(read_audio, body))
-            words.extend([_upstreams(event) async for event in heard])
+        async def work() -> None:
+            answers.append(await self._respond(body))
 
-        await first_of(collect(), disconnected(request))
-        return JSONResponse(words)
+        await first_of(work(), disconnected(request))
+        return answers[0]
+
+    async def _respond(self, body: bytes) -> Response:
+        heard = hear(self._module, await asyncio.to_thread(read_audio, body))
+        return JSONResponse([_upstreams(event) async for event in heard])
 
 
 async def hear(module: ServedModule, pcm: NDArray[np.float32]) -> AsyncGenerator[Word | EndWord]:
@@ -130,7 +137,8 @@ def status_of(error: MoshiServerError) -> int:
     return next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
 
 
-async def _body(request: Request, limit: int) -> bytes | None:
+async def read_body(request: Request, limit: int) -> bytes | None:
+    """The whole body of a request; None if it is larger than the limit."""
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         return None
@@ -168,7 +176,8 @@ def _number(seconds: float) -> float:
     return seconds if math.isfinite(seconds) else 0.0
 
 
-def _refusal(status: int, message: str, hint: str = "") -> JSONResponse:
+def refusal(status: int, message: str, hint: str = "") -> JSONResponse:
+    """What a POST is answered that cannot be served."""
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else {}
     if status == 413:
         headers["Connection"] = "close"  # the rest of the body is not read

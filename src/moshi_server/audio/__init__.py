@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .files import read_audio, wav_bytes, write_wav
+from .files import pcm16, read_audio, wav_bytes, wav_header, write_wav
 from .opus import OpusDecoder, OpusEncoder
 from .pcm import FRAME_RATE, FRAME_SIZE, SAMPLE_RATE, chunks, frames, resample
 
@@ -14,8 +14,10 @@ __all__ = [
     "OpusEncoder",
     "chunks",
     "frames",
+    "pcm16",
     "read_audio",
     "resample",
     "wav_bytes",
+    "wav_header",
     "write_wav",
 ]

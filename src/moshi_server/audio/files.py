@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import math
 import os
+import struct
 import tempfile
-import wave
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -62,13 +62,26 @@ def read_audio(source: str | os.PathLike[str] | bytes, *, max_seconds: float = M
 
 def wav_bytes(pcm: NDArray[np.float32], sample_rate: int = SAMPLE_RATE) -> bytes:
     """A mono 16-bit wav of float32 samples (samples,); what is beyond full scale is clipped."""
-    buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(sample_rate)
-        file.writeframes((np.clip(pcm, -1, 1) * 32767).round().astype("<i2").tobytes())
-    return buffer.getvalue()
+    data = pcm16(pcm)
+    return wav_header(len(data), sample_rate) + data
+
+
+def wav_header(size: int | None = None, sample_rate: int = SAMPLE_RATE) -> bytes:
+    """The 44 bytes before a mono 16-bit wav's samples.
+
+    Args:
+        size: bytes of samples; None if it is not known yet, which is written as the largest number there is.
+        sample_rate: samples a second.
+    """
+    unknown = 0xFFFF_FFFF
+    whole, data = (unknown, unknown) if size is None else (size + 36, size)
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16)
+    return struct.pack("<4sI4s", b"RIFF", whole, b"WAVE") + form + struct.pack("<4sI", b"data", data)
+
+
+def pcm16(pcm: NDArray[np.float32]) -> bytes:
+    """Float32 samples (samples,) as 16-bit little-endian ones; what is beyond full scale is clipped."""
+    return (np.clip(pcm, -1, 1) * 32767).round().astype("<i2").tobytes()
 
 
 def write_wav(path: str | os.PathLike[str], pcm: NDArray[np.float32], sample_rate: int = SAMPLE_RATE) -> None:
