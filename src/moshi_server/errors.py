@@ -18,6 +18,7 @@ MoshiServerError
     ├── RateLimitedError       too many sessions or messages for one key
     ├── GoingAwayError         the server is shutting down
     └── EngineFailedError      the model loop has stopped
+        └── ScriptError            a user's Python script failed, hangs, or does not keep its contract
 """
 
 from __future__ import annotations
@@ -121,3 +122,7 @@ class GoingAwayError(SessionError):
 
 class EngineFailedError(SessionError):
     """The model loop has stopped; no stream of this module can go on."""
+
+
+class ScriptError(EngineFailedError):
+    """A user's Python script failed, hangs, or does not keep its contract; the sentence names the file and line."""

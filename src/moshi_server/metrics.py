@@ -131,6 +131,18 @@ class ModuleMetrics:
         (self._metrics.warmup_success if ok else self._metrics.warmup_failure).inc()
 
 
+class _PostMetrics(ModuleMetrics):
+    """What `PyPost` counts."""
+
+    def connected(self) -> None:
+        """A request has come."""
+        self._metrics.post_connect.inc()
+
+    def stepped(self, seconds: float, active: int) -> None:
+        """One recording was answered."""
+        self._metrics.post_duration.observe(seconds)
+
+
 class _Family(NamedTuple):
     connect: ExactCounter
     open_channels: Gauge
@@ -207,7 +219,7 @@ class Metrics:
         """What a module of this type (`BatchedAsr`, `Py`, ...) counts."""
         families = {"Asr": self._asr, "BatchedAsr": self._asr, "PyBatchedAsr": self._asr, "Py": self._py}
         families["Lm"] = self._lm
-        return ModuleMetrics(self, families.get(kind))
+        return _PostMetrics(self, None) if kind == "PyPost" else ModuleMetrics(self, families.get(kind))
 
     def watch_slots(self, read: Callable[[], Iterable[SlotReading]]) -> None:
         """Export what this says at each scrape as ``module_slots`` and ``module_slots_used``."""

@@ -13,20 +13,23 @@ from fastapi import FastAPI
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
-from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket
 
 from .. import __version__
 from ..auth import OPEN, Caller, refusal
 from ..config import Module
 from ..engine.hooks import EngineHooks
-from ..errors import AuthError
+from ..errors import AuthError, InvalidMessageError
 from ..metrics import ModuleMetrics
 from .dialogue import DialoguePump
 from .module import ClientLimits, RoomsSpec, ServedModule
 from .openai import add_openai
+from .page import Files
+from .post import VoiceUploads
 from .rooms import ListenerPump, ProducerPump, Rooms
 from .routes import ServerState, api
+from .speech import SpeechPump, StreamQuery
+from .synthesis import SpeechPosts
 from .upload import Uploads
 from .websocket import Pump
 from .wire import AsrWire, Wire
@@ -34,6 +37,7 @@ from .wire import AsrWire, Wire
 logger = logging.getLogger(__name__)
 
 ASR_KINDS = ("Asr", "BatchedAsr", "PyBatchedAsr")
+TTS_KINDS = ("Py", "Tts")
 
 
 def create_app(state: ServerState, *, static_dir: str | Path | None = None) -> FastAPI:
@@ -50,14 +54,17 @@ def create_app(state: ServerState, *, static_dir: str | Path | None = None) -> F
     for module in state.modules:
         if module.kind in ASR_KINDS:
             _add_speech_to_text(app, module, state)
+        elif module.kind in TTS_KINDS:
+            _add_text_to_speech(app, module, state)
         elif module.kind == "Lm":
             _add_dialogue(app, module, state)
+        elif module.kind == "PyPost":
+            _add_post(app, module, state)
         elif module.rooms is not None:
             _add_rooms(app, module, module.rooms, state)
     add_openai(app, state)
     app.add_api_websocket_route("/{path:path}", _nothing_here(state))  # before files, which know no upgrade
-    if static_dir is not None and Path(static_dir).is_dir():
-        app.mount("/", StaticFiles(directory=static_dir, html=True), name="static")
+    app.mount("/", Files(static_dir), name="static")
     return app
 
 
@@ -98,12 +105,47 @@ def _add_speech_to_text(app: FastAPI, module: ServedModule, state: ServerState) 
     app.add_route(module.path, _upgrade_required, methods=["GET"])
 
 
+def _add_text_to_speech(app: FastAPI, module: ServedModule, state: ServerState) -> None:
+    posts = SpeechPosts(module)
+
+    async def post(request: Request) -> Response:
+        refused = _check(request, module, state)
+        return refused if isinstance(refused, Response) else await posts.answer(request)
+
+    async def stream(websocket: WebSocket) -> None:
+        caller = _check(websocket, module, state)
+        if isinstance(caller, Response):
+            await websocket.send_denial_response(caller)
+            return
+        try:
+            query = StreamQuery.of(websocket.query_params)
+        except InvalidMessageError as error:
+            await websocket.send_denial_response(JSONResponse({"error": error.message, "hint": error.hint}, 400))
+        else:
+            await SpeechPump(websocket, module, query, state.metrics).run(caller)
+
+    (path,) = _stream_paths(module)
+    app.add_api_websocket_route(path, stream)
+    app.add_route(path, _sockets_only, methods=["GET"])
+    app.add_route(module.path, post, methods=["POST"])
+
+
 def _add_dialogue(app: FastAPI, module: ServedModule, state: ServerState) -> None:
     def pump(websocket: WebSocket) -> Pump:
         return DialoguePump(websocket, module, state.metrics)
 
     app.add_api_websocket_route(module.path, _socket(module, state, pump))
     app.add_route(module.path, _sockets_only, methods=["GET"])
+
+
+def _add_post(app: FastAPI, module: ServedModule, state: ServerState) -> None:
+    uploads = VoiceUploads(module)
+
+    async def post(request: Request) -> Response:
+        refused = _check(request, module, state)
+        return refused if isinstance(refused, Response) else await uploads.answer(request)
+
+    app.add_route(module.path, post, methods=["POST"])
 
 
 def _add_rooms(app: FastAPI, module: ServedModule, spec: RoomsSpec, state: ServerState) -> None:
@@ -143,8 +185,18 @@ def _socket(
     return stream
 
 
+def _stream_paths(module: ServedModule) -> list[str]:
+    """Where a module's WebSockets are."""
+    match module.kind:
+        case "PyPost":
+            return []
+        case "Tts":
+            return [f"{module.path}_streaming"]
+    return [module.path] if module.rooms is None else [module.path, module.rooms.listen_path]
+
+
 def _nothing_here(state: ServerState) -> Callable[[WebSocket], Awaitable[None]]:
-    paths = [module.path for module in state.modules if module.kind in ASR_KINDS]
+    paths = [path for module in state.modules for path in _stream_paths(module)]
 
     async def nothing_here(websocket: WebSocket) -> None:
         fields = {

@@ -45,11 +45,18 @@ class ServerState:
     started: float = field(default_factory=time.monotonic)
 
     def health(self) -> str:
-        """Say "ok", or the first thing that keeps the server from taking streams."""
+        """Say "ok", or the first thing that keeps the server from taking streams.
+
+        It is "degraded" where only users' scripts have failed, and other modules go on.
+        """
         if self.draining:
             return "draining"
-        states = {module.engine.status for module in self.modules}
-        return next((state for state in ("failed", "stopped", "starting", "draining") if state in states), "ok")
+        lost = [module for module in self.modules if module.engine.isolated and module.engine.status == "failed"]
+        states = {module.engine.status for module in self.modules if module not in lost}
+        if lost and not states:
+            return "failed"
+        healthy = "degraded" if lost else "ok"
+        return next((state for state in ("failed", "stopped", "starting", "draining") if state in states), healthy)
 
     def slots(self) -> list[SlotReading]:
         """Each module's slots, for the metrics."""
@@ -74,7 +81,7 @@ def api(state: ServerState) -> APIRouter:
     @router.get("/api/health", summary="200 if streams can be opened, else 503", response_model=None)
     def _health() -> Response:
         health = state.health()
-        return JSONResponse({"status": health}, 200 if health == "ok" else 503)
+        return JSONResponse({"status": health}, 200 if health in ("ok", "degraded") else 503)
 
     @router.get("/api/status", summary="Status, uptime, build, capacity, and which credentials are accepted")
     def _status() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import uvicorn
 from fastapi import FastAPI
 
-from ..errors import ConfigError
+from ..errors import ConfigError, EngineFailedError
 from .connection import Connection
 from .routes import ServerState
 from .websocket import PING_SECONDS
@@ -119,8 +119,16 @@ class Worker:
 
     async def _wait_ready(self) -> None:
         port = self.listener.getsockname()[1]
+        failed = 0
         for module in self.state.modules:
-            await module.engine.wait_ready()
+            try:
+                await module.engine.wait_ready()
+            except EngineFailedError:
+                failed += 1
+                if not module.engine.isolated or failed == len(self.state.modules):
+                    raise
+                logger.error("module %s has failed; the others are served without it", module.name)
+                continue
             fields = {"path": module.path, "slots": module.engine.slots_total}
             logger.info("module %s is ready", module.name, extra={"fields": fields})
         # What is loaded by now stays: a full collection would walk all of it, and hold every stream up meanwhile.

@@ -104,6 +104,8 @@ class _Script(Module):
     script: File | None = None
     py: dict[str, Any] | None = None
     """Handed to the script's ``init``, whatever it holds."""
+    script_timeout_seconds: PositiveFloat = 30.0
+    """Ours: a script that has not come back from one call for so long has failed."""
 
     def files(self) -> Iterator[tuple[str, str]]:
         """Each (key, path or URI) that the module reads, those of ``py`` included."""

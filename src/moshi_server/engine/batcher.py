@@ -131,8 +131,11 @@ class Batcher:
                 logger.warning("the stream ends: its step failed", extra={"fields": {"session": session.id}})
             if self._failures >= MAX_CONSECUTIVE_FAILURES:
                 raise EngineFailedError(f"the model failed {self._failures} times in a row: {error}") from error
-            reason = EngineFailedError("the model failed on this frame", hint="connect again")
-            deliveries.extend((session, [], reason) for session in batch)
+            unknown = EngineFailedError("the model failed on this frame", hint="connect again")
+            reason = error if isinstance(error, EngineFailedError) else unknown
+            for session in batch:
+                self.discard(session)  # now, not once the event loop has ended it: it would be stepped again
+                deliveries.append((session, [], reason))
             return
         self._failures = 0
         self._hooks.on_step(time.perf_counter() - start, len(batch))

@@ -18,6 +18,8 @@ from ..config import (
     LutConditionerConfig,
     MimiConfig,
     Module,
+    PyBatchedAsrConfig,
+    PyPostConfig,
     TransformerConfig,
 )
 from ..errors import ConfigError, MoshiServerError, NotServedError
@@ -26,9 +28,11 @@ from ..hub import resolve
 from ..speech.tokenizer import TextTokenizer
 from .ahead import AheadRunner, AheadStream, suits
 from .asr import AsrStream, SttRunner
+from .build_script import script_asr, script_post
 from .cpu import choose_threads, keep_freed_memory
 from .devices import cuda_gpus
 from .hooks import EngineHooks
+from .post import LatentRunner, PostStream
 from .rooms import DecodeRunner
 from .sizing import plan_config
 from .worker import Engine, EngineLimits
@@ -45,7 +49,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SERVED = ("Asr", "BatchedAsr", "Mimi")
+SERVED = ("Asr", "BatchedAsr", "Mimi", "PyPost")
+CHECKPOINTS = ("lm_model_file", "audio_tokenizer_file", "speaker_tokenizer_file")
+"""Keys of files whose header says how much memory they take."""
+SERVED_BY_SCRIPT = ("PyBatchedAsr",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +85,10 @@ def build_engines(
     if not config.modules:
         raise ConfigError("there is no module to serve", key="modules", hint="add a [modules.NAME] table")
     for name, module in config.modules.items():
-        if module.type not in SERVED:
+        if module.type not in SERVED and not (module.type in SERVED_BY_SCRIPT and getattr(module, "script", None)):
+            without = " without a script" if module.type in SERVED_BY_SCRIPT else ""
             raise NotServedError(
-                f"modules.{name}: type {module.type} is not served by this version",
+                f"modules.{name}: type {module.type}{without} is not served by this version",
                 hint=f"remove the module, or set its type to one of {', '.join(SERVED)}",
             )
     widths = [module.model.transformer.d_model for module in config.modules.values() if hasattr(module, "model")]
@@ -97,6 +105,13 @@ def build_engines(
                     engine = loader.speech_to_text(name, module, where, _plan_of(plans, name), hooks)
                 case MimiConfig():
                     engine = loader.rooms(name, module, where, hooks)
+                case PyBatchedAsrConfig():
+                    slots = _plan_of(plans, name)[name].batch_size
+                    engine = script_asr(name, module, slots, hooks, warmup=config.warmup.enabled)
+                case PyPostConfig(script=None):
+                    engine = loader.voice_embedding(name, module, where, hooks)
+                case PyPostConfig():
+                    engine = script_post(name, module, hooks, warmup=config.warmup.enabled)
                 case _:
                     raise AssertionError(f"{module.type} is said to be served")
         built.append(BuiltModule(name, module, engine))
@@ -120,9 +135,8 @@ def make_plans(config: Config, device: str | None, env: Mapping[str, str]) -> di
         with _named(name):
             choose_device(device or module.device)
             for key, uri in module.files():
-                path = resolve(uri)
-                if key != "text_tokenizer_file":
-                    headers[uri] = read_header(str(path))
+                if key in CHECKPOINTS:
+                    headers[uri] = read_header(str(resolve(uri)))
     plans = plan_config(config, gpus, env, read=headers.get, device=device)
     for plan in plans.values():
         for line in plan.lines():
@@ -202,6 +216,14 @@ class _Loader:
         limits = EngineLimits(session_seconds=module.max_session_seconds)
         return Engine(name, module.type, runner, runner.make_stream, limits=limits, hooks=hooks, warmup=self._warmup)
 
+    def voice_embedding(self, name: str, module: PyPostConfig, device: torch.device, hooks: EngineHooks) -> Engine:
+        """One module of type `PyPost` without a script: a recording to Mimi's latents."""
+        # Latents are not quantized: one codebook will do, however many the file has.
+        mimi = self._mimi(resolve(voice_codec(module)), 1, device)
+        limits = EngineLimits(session_seconds=module.max_session_seconds)
+        runner = LatentRunner(mimi, device)
+        return Engine(name, module.type, runner, PostStream, limits=limits, hooks=hooks, warmup=self._warmup)
+
     def _lm(self, path: Path, spec: LmSpec, dtype: torch.dtype, device: torch.device) -> LmModel:
         from ..model.weights import load_lm
 
@@ -219,6 +241,27 @@ class _Loader:
             logger.info("loading %s", path)
             self._codecs[key] = load_mimi(path, num_codebooks=codebooks, decoder=decoder, device=device)
         return self._codecs[key]
+
+
+VOICE_CODEC = "tokenizer-e351c8d8-checkpoint125.safetensors"
+VOICE_KEYS = ("mimi_weight", "hf_repo", "config_path", "device", "log_folder", "dry_fraction", "num_cpu_threads")
+
+
+def voice_codec(module: PyPostConfig) -> str:
+    """Where the Mimi of a `PyPost` module without a script comes from: keys that upstream's own script has.
+
+    Raises:
+        ConfigError: a key that it does not have, or neither a file nor a repository.
+    """
+    options = module.py or {}
+    for key in options:
+        if key not in VOICE_KEYS:
+            raise ConfigError(f"unknown key {key!r}", key="py", hint=f"known are {', '.join(VOICE_KEYS)}")
+    if "mimi_weight" in options:
+        return str(options["mimi_weight"])
+    if "hf_repo" in options:
+        return f"hf://{options['hf_repo']}/{VOICE_CODEC}"
+    raise ConfigError("no mimi_weight", key="py", hint="name a Mimi checkpoint in [modules.NAME.py], or give a script")
 
 
 def text_delay(module: AsrConfig | BatchedAsrConfig) -> int:

@@ -14,7 +14,7 @@ from typing import Literal
 from structlog.contextvars import bind_contextvars
 
 from ..audio import SAMPLE_RATE
-from ..errors import EngineFailedError, GoingAwayError, MoshiServerError, NoFreeSlotError, SessionError
+from ..errors import EngineFailedError, GoingAwayError, MoshiServerError, NoFreeSlotError, ScriptError, SessionError
 from ..events import Ready
 from .batcher import Batcher
 from .hooks import EngineHooks
@@ -48,6 +48,8 @@ class Engine:
         kind: the module's type, for those who list it.
         runner: the model; used on the model thread only from `start` on.
         make_stream: makes one client's logic.
+        prepare: called first on the model thread, before the warm-up; what it raises is the end of the module.
+        isolated: its failure is its own affair: the server starts and goes on without it (a user's script).
     """
 
     def __init__(
@@ -60,6 +62,8 @@ class Engine:
         limits: EngineLimits | None = None,
         hooks: EngineHooks | None = None,
         warmup: bool = True,
+        prepare: Callable[[], None] | None = None,
+        isolated: bool = False,
     ) -> None:
         self.name = name
         self.kind = kind
@@ -70,6 +74,8 @@ class Engine:
         self._limits = limits or EngineLimits()
         self._hooks = hooks or EngineHooks()
         self._warmup = warmup
+        self._prepare = prepare
+        self.isolated = isolated
         self._slots = SlotTable(runner.slots)
         self._batcher = Batcher(runner, self._hooks, session_seconds=self._limits.session_seconds)
         self._ids = itertools.count(1)
@@ -155,8 +161,18 @@ class Engine:
         """End the model thread after the step in flight. Streams still open are ended."""
         self._stopping.set()
         self._batcher.wake()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
+        lost = self.status == "failed"  # it may hang in the step that failed
+        if self._thread.is_alive() and self._thread is not threading.current_thread() and not lost:
             self._thread.join(timeout=30)
+
+    def abandon(self, error: EngineFailedError) -> None:
+        """Give up on the model thread, which hangs in a step: its streams end, and it is left behind.
+
+        Safe to call from any other thread.
+        """
+        self._stopping.set()
+        self._fail(error)
+        self._begun.set()
 
     def check_open(self) -> None:
         """Raise unless streams can be opened now.
@@ -180,6 +196,8 @@ class Engine:
     def _main(self) -> None:
         bind_contextvars(module=self.name)  # in every line that this thread logs
         try:
+            if self._prepare is not None:
+                self._run_prepare(self._prepare)
             if self._warmup:
                 self._warm_up()
             else:
@@ -191,10 +209,20 @@ class Engine:
         except Exception as error:
             self._fail(error)
         else:
+            if self.status == "failed":  # abandoned, and come back after all
+                return
             self.status = "stopped"
             self._end_all(GoingAwayError("the server is shutting down"))
         finally:
             self._begun.set()
+
+    def _run_prepare(self, prepare: Callable[[], None]) -> None:
+        try:
+            prepare()
+        except Exception as error:
+            hint = error.hint if isinstance(error, MoshiServerError) else ""
+            logger.error("%s", error, exc_info=error, extra={"fields": {"hint": hint} if hint else {}})
+            raise
 
     def _warm_up(self) -> None:
         start = time.perf_counter()
@@ -212,12 +240,17 @@ class Engine:
         logger.info("warmup done", extra={"fields": {"seconds": seconds}})
 
     def _fail(self, error: Exception) -> None:
-        if self._begun.is_set():  # before that it was the warm-up, which has said so
+        if self.status == "failed":
+            return
+        if self._begun.is_set() or self._stopping.is_set():  # else it was the warm-up, which has said so
             logger.critical("the model loop has stopped: %s", error, exc_info=error)
         self.error = error
         self.status = "failed"
         self._hooks.on_failure(error)
-        self._end_all(EngineFailedError(f"module {self.name} has failed: {error}"))
+        if isinstance(error, ScriptError):  # its sentence says whose fault it is
+            self._end_all(error)
+        else:
+            self._end_all(EngineFailedError(f"module {self.name} has failed: {error}"))
 
     def _end_all(self, reason: SessionError) -> None:
         for session in self._batcher.sessions():
