@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 import torch
 
 from moshi_server.model.conditioning import ContinuousSpec
+from moshi_server.model.cross_attention import CrossSpec
+from moshi_server.model.depformer import DepformerSpec
+from moshi_server.model.embedding import ZERO_TOKEN
 from moshi_server.model.lm import LmModel, LmSpec
 from moshi_server.model.transformer import TransformerSpec
 
@@ -101,3 +105,60 @@ def test_logits_are_f32_in_every_type() -> None:
     assert logits.dtype is torch.float32
     assert hidden.dtype is torch.bfloat16
     assert model.extra_heads(hidden).dtype is torch.float32
+
+
+DEPFORMER = DepformerSpec(3, TransformerSpec(16, 2, 1, 48, context=3, gating="silu", positional_embedding="none"))
+SPEAKING = dataclasses.replace(
+    SPEC,
+    transformer=dataclasses.replace(SPEC.transformer, cross=CrossSpec(7, source_width=20), layer_scale=0.5),
+    depformer=DEPFORMER,
+    two_text_streams=True,
+)
+
+
+@pytest.mark.parametrize("slots", [[4, 2], [3]])
+def test_step_equals_forward_with_a_source_for_each_slot(slots: list[int]) -> None:
+    model = build(SPEAKING)
+    text, audio = tokens(len(slots), 14)
+    text = text + 24 * torch.arange(14)  # a second stream, -1 at first
+    source = torch.randn(len(slots), 7, 20)
+    logits, hidden = model(text, audio, None, source)
+    state = model.init_state(5)
+    inner = state["transformer"]
+    assert isinstance(inner, dict)
+    for row, slot in enumerate(slots):
+        model.transformer.attend_to(model.transformer.keys_values(source[row]), inner, slot)
+    for t in range(14):
+        got, h = model.step(text[:, t], audio[:, :, t], state, torch.tensor(slots))
+        torch.testing.assert_close(got, logits[:, t], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(h, hidden[:, t], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(model(text, audio, None, source + 1)[0], logits)
+
+
+def test_a_long_source_is_read_in_place() -> None:
+    spec = dataclasses.replace(SPEC, transformer=dataclasses.replace(SPEC.transformer, cross=CrossSpec(1100)))
+    model, state, slots = build(spec), build(spec).init_state(3), torch.tensor([2, 0])
+    text, audio = tokens(2, 1)
+    source = torch.randn(2, 1100, 32)
+    inner = state["transformer"]
+    assert isinstance(inner, dict)
+    for row, slot in enumerate((2, 0)):
+        model.transformer.attend_to(model.transformer.keys_values(source[row]), inner, slot)
+    got, _ = model.step(text[:, 0], audio[:, :, 0], state, slots)
+    torch.testing.assert_close(got, model(text, audio, None, source)[0][:, 0], atol=1e-5, rtol=1e-4)
+
+
+def test_zero_tokens_add_nothing() -> None:
+    model = build(SPEAKING)
+    text, audio = torch.full((1, 1), ZERO_TOKEN), torch.full((1, 3, 1), ZERO_TOKEN)
+    condition = torch.randn(32)
+    source = torch.randn(1, 7, 20)
+    nothing = model(text, audio, condition, source)[0]
+    for table in (model.text_emb, *model.emb):
+        table.weight.zero_()
+    torch.testing.assert_close(model(text + 5, audio + 5, condition, source)[0], nothing)
+
+
+def test_two_streams_of_text_are_for_models_that_speak() -> None:
+    with pytest.raises(ValueError, match="depth transformer"):
+        dataclasses.replace(SPEC, two_text_streams=True)

@@ -230,7 +230,7 @@ class Depformer(nn.Module):
             return torch.stack([modules[weight](y[:, k]) for k, weight in enumerate(sets)], dim=1)
 
         qkv = each(layer.in_projs, layer.norm1(x)).view(*x.shape[:2], -1, layer.head_dim).transpose(1, 2)
-        q, k, v = qkv.split((layer.heads, layer.kv_heads, layer.kv_heads), dim=1)
+        q, k, v = torch.split(qkv, [layer.heads, layer.kv_heads, layer.kv_heads], dim=1)
         scores = q @ k.repeat_interleave(layer.heads // layer.kv_heads, 1).transpose(2, 3) / math.sqrt(layer.head_dim)
         hidden = torch.ones(len(sets), len(sets), dtype=torch.bool, device=x.device).triu(1)
         mixed = scores.masked_fill(hidden, -math.inf).softmax(-1)

@@ -1,5 +1,7 @@
 """The language model over text and audio tokens: embeddings in, text logits and hidden state out; it samples nothing.
 
+What speaks has a depth transformer beside it, which makes the codes of a frame from the hidden state.
+
 Tensor names and arithmetic follow upstream (``moshi-core/src/lm.rs``, ``moshi/models/lm.py``).
 """
 
@@ -13,14 +15,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moshi_server.model.conditioning import ConditionerSpec, ConditionProvider
-from moshi_server.model.embedding import TokenTable
+from moshi_server.model.depformer import Depformer, DepformerSpec
+from moshi_server.model.embedding import TokenEmbedding, TokenTable
 from moshi_server.model.streaming import State
 from moshi_server.model.transformer import StreamingTransformer, TransformerSpec, build_norm
 
 
 @dataclass(frozen=True)
 class LmSpec:
-    """The shape of a language model, as a configuration's ``[modules.NAME.model]`` gives it."""
+    """The shape of a language model, as a configuration's ``[modules.NAME.model]`` gives it.
+
+    One with a depth transformer may be given `ZERO_TOKEN` for any token. ``two_text_streams``: see `TokenEmbedding`.
+    """
 
     text_in_vocab_size: int
     text_out_vocab_size: int
@@ -30,6 +36,12 @@ class LmSpec:
     extra_heads_num: int = 0
     extra_heads_dim: int = 0
     conditioners: Mapping[str, ConditionerSpec] = field(default_factory=dict)
+    depformer: DepformerSpec | None = None
+    two_text_streams: bool = False
+
+    def __post_init__(self) -> None:
+        if self.two_text_streams and self.depformer is None:
+            raise ValueError("only a model with a depth transformer is given two streams of text")
 
     @property
     def text_start_token(self) -> int:
@@ -49,7 +61,7 @@ class LmModel(nn.Module):
         super().__init__()
         self.spec = spec
         width = spec.transformer.d_model
-        self.text_emb = TokenTable(spec.text_in_vocab_size, width)
+        self.text_emb = TokenEmbedding(spec.text_in_vocab_size, width, two_streams=spec.two_text_streams)
         self.emb = nn.ModuleList(TokenTable(spec.audio_vocab_size, width) for _ in range(spec.audio_codebooks))
         self.transformer = StreamingTransformer(spec.transformer)
         self.out_norm = build_norm(spec.transformer)
@@ -58,6 +70,15 @@ class LmModel(nn.Module):
             nn.Linear(width, spec.extra_heads_dim, bias=False) for _ in range(spec.extra_heads_num)
         )
         self.condition_provider = ConditionProvider(spec.conditioners, width) if spec.conditioners else None
+        self.depformer: Depformer | None = None
+        if spec.depformer is not None:
+            self.depformer = Depformer(
+                spec.depformer,
+                width,
+                spec.text_in_vocab_size,
+                spec.audio_vocab_size,
+                two_text_streams=spec.two_text_streams,
+            )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -66,8 +87,14 @@ class LmModel(nn.Module):
 
     def _embed(self, text: Tensor, audio: Tensor, condition: Tensor | None) -> Tensor:
         """Text (...) and audio (K, ...) tokens -> (..., D); summed in f32."""
-        parts = [self.text_emb(text)] + [table(codes) for table, codes in zip(self.emb, audio, strict=True)]
-        x = torch.stack(parts).sum(0, dtype=torch.float32)
+        if self.depformer is None:
+            parts = [functional.embedding(text, self.text_emb.weight)]
+            parts += [table(codes) for table, codes in zip(self.emb, audio, strict=True)]
+            x = torch.stack(parts).sum(0, dtype=torch.float32)
+        else:
+            known = audio.clamp(min=0)
+            codes = torch.stack([table(row) for table, row in zip(self.emb, known, strict=True)])
+            x = codes.masked_fill((audio < 0)[..., None], 0).sum(0, dtype=torch.float32) + self.text_emb(text)
         if condition is not None:
             x = x + condition
         return x.to(self.dtype)
@@ -77,12 +104,15 @@ class LmModel(nn.Module):
         logits = functional.linear(hidden.float(), self.text_linear.weight.float())
         return logits, hidden
 
-    def forward(self, text: Tensor, audio: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Whole sequences: ``text`` (B, T), ``audio`` (B, K, T), ``condition`` (D,) or (B, 1, D), f32.
+    def forward(
+        self, text: Tensor, audio: Tensor, condition: Tensor | None = None, source: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Whole sequences: ``text`` (B, T), ``audio`` (B, K, T), ``condition`` (D,) or (B, 1, D), f32; ``source``
+        (B, length, source width) where there is cross-attention.
 
         Returns text logits (B, T, V) f32 and hidden states (B, T, D). Differentiable; nothing is shifted here.
         """
-        return self._read_out(self.transformer(self._embed(text, audio.transpose(0, 1), condition)))
+        return self._read_out(self.transformer(self._embed(text, audio.transpose(0, 1), condition), source))
 
     def init_state(
         self, slots: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from moshi_server.model.cross_attention import CrossAttention, CrossSpec
 from moshi_server.model.streaming import State, StreamingModule, leaf
 
 
@@ -37,6 +38,8 @@ class TransformerSpec:
     bias_attn: bool = False
     gated_width: int | None = None
     """Inner width of a gated feed-forward; by default the rule of upstream's Rust server."""
+    cross: CrossSpec | None = None
+    """What every layer attends to beside the stream, if anything."""
 
     def __post_init__(self) -> None:
         if self.d_model % self.num_heads or (self.d_model // self.num_heads) % 2:
@@ -193,6 +196,9 @@ class Window:
     spans: list[tuple[int, int, Tensor | None]] | None
     mask: Tensor | None  # (B, 1, T, context)
 
+    rows: tuple[int, ...] | None = None
+    """The slots again, where the host knows them for nothing."""
+
     ahead: bool = False
     """``mask`` is `visible_ahead`'s (B, 1, T, context + T): the new keys are written after all have looked."""
 
@@ -208,12 +214,13 @@ class Window:
         last = positions[:, -1]
         if start.device.type != "cpu" or (len(slots) > 1 and context <= SHORT_RING):
             mask = visible_keys(last, steps, context, context)[:, None]
-            return Window(slots, positions % context, turn, None, mask)
+            rows = tuple(slots.tolist()) if start.device.type == "cpu" and spec.cross is not None else None
+            return Window(slots, positions % context, turn, None, mask, rows)
         spans: list[tuple[int, int, Tensor | None]] = []
         for row, (slot, end) in enumerate(zip(slots.tolist(), last.tolist(), strict=True)):
             keys = min(end + 1, context)
             spans.append((slot, keys, ~visible_keys(last[row], steps, keys, context) if steps > 1 else None))
-        return Window(slots, positions % context, turn, spans, None)
+        return Window(slots, positions % context, turn, spans, None, tuple(slot for slot, _, _ in spans))
 
 
 class Attention(nn.Module):
@@ -301,6 +308,10 @@ class TransformerLayer(nn.Module):
         super().__init__()
         self.norm1 = build_norm(spec)
         self.self_attn = Attention(spec)
+        self.cross_attention: CrossAttention | None = None
+        if spec.cross is not None:
+            self.norm_cross = (RMSNorm if spec.cross.norm == "rms_norm" else LayerNorm)(spec.d_model)
+            self.cross_attention = CrossAttention(spec.d_model, spec.num_heads, spec.cross, bias=spec.bias_attn)
         self.norm2 = build_norm(spec)
         self.gating: GatedMlp | None = None
         if spec.gating == "silu":
@@ -311,6 +322,8 @@ class TransformerLayer(nn.Module):
         scale = spec.layer_scale
         self.layer_scale_1 = nn.Identity() if scale is None else LayerScale(spec.d_model, scale)
         self.layer_scale_2 = nn.Identity() if scale is None else LayerScale(spec.d_model, scale)
+        if spec.cross is not None:
+            self.layer_scale_cross = nn.Identity() if scale is None else LayerScale(spec.d_model, scale)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         h = self.norm2(x)
@@ -318,14 +331,22 @@ class TransformerLayer(nn.Module):
         y: Tensor = x + self.layer_scale_2(h)
         return y
 
-    def forward(self, x: Tensor, turn: Tensor | None, mask: Tensor | None) -> Tensor:
-        """(B, T, D_model) -> same."""
+    def forward(self, x: Tensor, turn: Tensor | None, mask: Tensor | None, source: Tensor | None = None) -> Tensor:
+        """(B, T, D_model) -> same; ``source`` (B, length, source width) where the layer attends to one."""
         x = x + self.layer_scale_1(self.self_attn(self.norm1(x), turn, mask))
+        if self.cross_attention is not None:
+            assert source is not None, "this transformer attends to a source"
+            y = self.cross_attention(self.norm_cross(x), self.cross_attention.keys_values(source))
+            x = x + self.layer_scale_cross(y)
         return self._feed_forward(x)
 
-    def step(self, x: Tensor, ring: Tensor, window: Window) -> Tensor:
-        """(B, T, D_model) -> same; see `Attention.step`."""
+    def step(self, x: Tensor, ring: Tensor, window: Window, held: Tensor | None = None) -> Tensor:
+        """(B, T, D_model) -> same; see `Attention.step` and `CrossAttention.step`."""
         x = x + self.layer_scale_1(self.self_attn.step(self.norm1(x), ring, window))
+        if self.cross_attention is not None:
+            assert held is not None, "this transformer attends to a source"
+            y = self.cross_attention.step(self.norm_cross(x), held, window.slots, window.rows)
+            x = x + self.layer_scale_cross(y)
         return self._feed_forward(x)
 
 
@@ -342,8 +363,10 @@ class StreamingTransformer(StreamingModule):
             assert isinstance(layer, TransformerLayer)
             yield layer
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D_model) -> same, from the beginning of a stream; each position sees the last ``context`` ones."""
+    def forward(self, x: Tensor, source: Tensor | None = None) -> Tensor:
+        """(B, T, D_model) -> same, from the beginning of a stream; each position sees the last ``context`` ones, and
+        all of ``source`` (B, length, source width) if there is cross-attention.
+        """
         steps, context = x.shape[1], self.spec.context
         positions = torch.arange(steps, device=x.device)
         turn = rotation(positions, self.spec)[None] if self.spec.positional_embedding == "rope" else None
@@ -352,20 +375,40 @@ class StreamingTransformer(StreamingModule):
             behind = positions[:, None] - positions
             mask = (behind >= 0) & (behind < context)
         for layer in self._layers():
-            x = layer(x, turn, mask)
+            x = layer(x, turn, mask, source)
         return x
 
     def init_state(
         self, slots: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> State:
-        """``position`` (slots,) int64, and for layer n ``ring.n`` (slots, 2, H_kv, context, D)."""
+        """``position`` (slots,) int64, and for layer n ``ring.n`` (slots, 2, H_kv, context, D) and, with
+        cross-attention, ``cross.n`` (slots, 2, H, length, D).
+        """
         spec = self.spec
         device, dtype = self.placement(device, dtype)
         shape = (slots, 2, spec.kv_heads, spec.context, spec.head_dim)
         state: State = {"position": torch.zeros(slots, dtype=torch.int64, device=device)}
         for index in range(spec.num_layers):
             state[f"ring.{index}"] = torch.zeros(shape, device=device, dtype=dtype)
+            if spec.cross is not None:
+                held = (slots, 2, spec.num_heads, spec.cross.length, spec.head_dim)
+                state[f"cross.{index}"] = torch.zeros(held, device=device, dtype=dtype)
         return state
+
+    @torch.no_grad()
+    def keys_values(self, source: Tensor) -> list[Tensor]:
+        """What the layers make of a source (length, source width): (2, H, length, D) each, for `attend_to`."""
+        made = []
+        for layer in self._layers():
+            assert layer.cross_attention is not None, "this transformer attends to no source"
+            made.append(layer.cross_attention.keys_values(source[None])[0].contiguous())
+        return made
+
+    @torch.no_grad()
+    def attend_to(self, keys_values: list[Tensor], state: State, slot: int) -> None:
+        """From the next step on, the stream in ``slot`` attends to the source that `keys_values` was made of."""
+        for index, held in enumerate(keys_values):
+            leaf(state, f"cross.{index}")[slot] = held
 
     @torch.no_grad()
     def step(self, x: Tensor, state: State, slots: Tensor, piece: int | None = None) -> Tensor:
@@ -382,6 +425,7 @@ class StreamingTransformer(StreamingModule):
         start = position.index_select(0, slots)
         window = Window.at(start, slots, steps, self.spec, piece)
         for index, layer in enumerate(self._layers()):
-            x = layer.step(x, leaf(state, f"ring.{index}"), window)
+            held = leaf(state, f"cross.{index}") if self.spec.cross is not None else None
+            x = layer.step(x, leaf(state, f"ring.{index}"), window, held)
         position.index_copy_(0, slots, start + steps)
         return x
