@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,21 @@ def test_a_dialogue_draws_tokens_as_upstream_unless_it_is_told_otherwise(tmp_pat
     assert module.sampling.text_temperature == 0
     assert module.conditions == {"description": "bad"}
     assert module.max_session_seconds == float("inf")
+
+
+def test_2_upstreams_shape_of_hibiki_is_a_dialogues_model(tmp_path: Path) -> None:
+    shape = (DATA.parent / "models" / "s2st-1b.toml").read_text(encoding="utf-8")
+    gen = DIALOGUE.partition("[modules.m.model]")[0]
+    for old, new in (
+        ("codebooks = 2", "codebooks = 8"),
+        ("= 17", "= 2049"),
+        ("start_token = 8", "start_token = 48000"),
+    ):
+        gen = gen.replace(old, new)
+    text = re.sub(r"^\[", "[modules.m.model.", shape, flags=re.MULTILINE)
+    module = good(tmp_path, f"{LM}{gen}\n[modules.m.model]\n{text}").modules["m"]
+    assert isinstance(module, LmConfig)
+    assert module.model.model_dump(exclude_unset=True) == tomllib.loads(shape)
 
 
 @pytest.mark.parametrize(

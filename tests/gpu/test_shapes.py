@@ -5,16 +5,30 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from moshi_server.config import load_config
+from moshi_server.config import LmConfig, LutConditionerConfig, load_config
 from moshi_server.engine.build import lm_spec
-from moshi_server.engine.sizing import lm_shape
+from moshi_server.engine.sizing import lm_shape, module_request
 from moshi_server.errors import CheckpointError
-from moshi_server.gpu import CodecShape, DType, Header, LmShape, codec_weights, lm_weights, read_header, stt_stream
+from moshi_server.gpu import (
+    CodecShape,
+    DepformerShape,
+    DType,
+    Header,
+    LmShape,
+    TransformerShape,
+    codec_weights,
+    lm_weights,
+    read_header,
+    stt_stream,
+)
+from moshi_server.model.depformer import Depformer, DepformerSpec
+from moshi_server.model.dialogue import DialogueModel, DialogueSpec
 from moshi_server.model.lm import LmModel, LmSpec
 from moshi_server.model.mimi import Mimi, MimiSpec
 from moshi_server.model.quantizer import QuantizerSpec
@@ -24,6 +38,7 @@ from moshi_server.model.stt import SttModel
 from moshi_server.model.synthetic import write_lm
 from moshi_server.model.transformer import TransformerSpec
 from moshi_server.model.weights import load_lm
+from moshi_server.speech.dialogue import MAX_PENALTY_CONTEXT
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = ["config-stt-en_fr-hf", "config-stt-en-hf", "demo", "unmute-stt"]
@@ -187,3 +202,42 @@ def test_a_header_counts_what_is_loaded_and_nothing_else(tmp_path: Path) -> None
 def test_a_spec_that_describes_no_mimi_is_a_checkpoint_error(text: str) -> None:
     with pytest.raises(CheckpointError, match="describes no Mimi"):
         CodecShape.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"low_rank": 12}, {"codebooks": 1}, {"gating": "none", "codebooks": 1}, {"kv_repeat": 2}],
+    ids=str,
+)
+def test_the_depth_transformer_is_counted_to_the_number(change: dict[str, Any]) -> None:
+    codebooks, low_rank = change.pop("codebooks", 4), change.pop("low_rank", None)
+    sizes = {"d_model": 32, "num_heads": 4, "num_layers": 2, "dim_feedforward": 128, "context": 4, "gating": "silu"}
+    sizes |= change
+    with torch.device("meta"):
+        spec = TransformerSpec(**sizes, positional_embedding="none")
+        module = Depformer(DepformerSpec(codebooks, spec, low_rank=low_rank), 48, 65, 33)
+    shape = DepformerShape(codebooks, TransformerShape(**sizes), low_rank)
+    assert shape.parameters(48, 65, 33) == sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_a_dialogues_slot_is_what_the_modules_take(conditioned: bool, tmp_path: Path) -> None:
+    config = load_config(CONFIGS / "config-dialogue-moshi-hf.toml", {})
+    module = config.modules["lm"]
+    assert isinstance(module, LmConfig)
+    if conditioned:
+        lut = LutConditionerConfig(type="Lut", n_bins=3, dim=4, possible_values=["a"])
+        model = module.model.model_copy(update={"conditioners": {"description": lut}})
+        module = module.model_copy(update={"model": model})
+    request = module_request("lm", module, lambda uri: None)
+    assert request is not None
+    with torch.device("meta"):
+        lm = LmModel(lm_spec(module.model)).to(torch.bfloat16)
+        mimi = Mimi(dataclasses.replace(MimiSpec(), quantizer=QuantizerSpec(codebooks=8)))
+        gen = module.gen.model_dump(exclude={"audio_vocab_size"})
+        model = DialogueModel(mimi, lm, DialogueSpec(**gen, penalty_context=MAX_PENALTY_CONTEXT))
+    costs = {cost.label: cost for cost in request.per_stream}
+    foretold = sum(cost.bytes("bf16") for label, cost in costs.items() if label != "activations")
+    assert foretold == state_bytes(model.init_state(4)) / 4
+    codec = next(each.cost for each in request.weights if each.cost.label == "codec")
+    assert codec.bytes("bf16") == allocated(mimi)

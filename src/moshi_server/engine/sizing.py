@@ -14,10 +14,12 @@ from ..config import (
     Module,
     PyBatchedAsrConfig,
     PyConfig,
+    TransformerConfig,
     TtsConfig,
 )
 from ..gpu import (
     Cost,
+    DepformerShape,
     GpuInfo,
     Header,
     LmShape,
@@ -28,10 +30,12 @@ from ..gpu import (
     codec_shape,
     codec_weights,
     cpu_flags,
+    dialogue_stream,
     lm_weights,
     plan_modules,
     stt_stream,
 )
+from ..speech.dialogue import MAX_PENALTY_CONTEXT
 
 ReadHeader = Callable[[str], Header | None]
 """The header of the checkpoint at a path or URI; None where it cannot be had, and the configuration's sizes count."""
@@ -78,7 +82,9 @@ def module_request(name: str, module: Module, read: ReadHeader) -> ModuleRequest
             return _speech_to_text(name, module, read)
         case PyConfig() | PyBatchedAsrConfig():
             return ModuleRequest(name, module.batch_size)
-        case TtsConfig() | LmConfig():
+        case LmConfig():
+            return _dialogue(name, module, read)
+        case TtsConfig():
             header = read(module.lm_model_file)
             weights = (
                 (Weights(_key(module.lm_model_file), Cost("language model", "checkpoint header", header.elements)),)
@@ -91,27 +97,35 @@ def module_request(name: str, module: Module, read: ReadHeader) -> ModuleRequest
 
 def lm_shape(config: LmModelConfig) -> LmShape:
     """The sizes that decide a language model's memory, from the configuration's words for them."""
-    transformer, heads = config.transformer, config.extra_heads
+    transformer, heads, depth = config.transformer, config.extra_heads, config.depformer
     return LmShape(
         text_in_vocab_size=config.text_in_vocab_size,
         text_out_vocab_size=config.text_out_vocab_size,
         audio_vocab_size=config.audio_vocab_size,
         audio_codebooks=config.audio_codebooks,
-        transformer=TransformerShape(
-            d_model=transformer.d_model,
-            num_heads=transformer.num_heads,
-            num_layers=transformer.num_layers,
-            dim_feedforward=transformer.dim_feedforward,
-            context=transformer.context,
-            gating="none" if transformer.gating is None else "silu",
-            norm="rms_norm" if transformer.norm == "RmsNorm" else "layer_norm",
-            layer_scale=transformer.layer_scale is not None,
-            kv_repeat=transformer.kv_repeat,
-            bias_ff=transformer.bias_ff,
-            bias_attn=transformer.bias_attn,
-        ),
+        transformer=transformer_shape(transformer),
         extra_heads_num=heads.num_heads if heads else 0,
         extra_heads_dim=heads.dim if heads else 0,
+        depformer=DepformerShape(depth.num_slices, transformer_shape(depth.transformer), depth.low_rank_embeddings)
+        if depth
+        else None,
+    )
+
+
+def transformer_shape(config: TransformerConfig) -> TransformerShape:
+    """The sizes that decide a transformer's memory."""
+    return TransformerShape(
+        d_model=config.d_model,
+        num_heads=config.num_heads,
+        num_layers=config.num_layers,
+        dim_feedforward=config.dim_feedforward,
+        context=config.context,
+        gating="none" if config.gating is None else "silu",
+        norm="rms_norm" if config.norm == "RmsNorm" else "layer_norm",
+        layer_scale=config.layer_scale is not None,
+        kv_repeat=config.kv_repeat,
+        bias_ff=config.bias_ff,
+        bias_attn=config.bias_attn,
     )
 
 
@@ -129,6 +143,30 @@ def _speech_to_text(name: str, module: AsrConfig | BatchedAsrConfig, read: ReadH
             Weights(_key(module.audio_tokenizer_file, codebooks), codec_weights(codec, origin, codebooks)),
         ),
         per_stream=stt_stream(lm, codec, origin),
+    )
+
+
+def _dialogue(name: str, module: LmConfig, read: ReadHeader) -> ModuleRequest:
+    lm, gen = lm_shape(module.model), module.gen
+    codebooks = max(gen.generated_audio_codebooks, gen.input_audio_codebooks)
+    codec, origin = codec_shape(read(module.audio_tokenizer_file))
+    lm_cost = lm_weights(lm, read(module.lm_model_file), conditioners=bool(module.model.conditioners))
+    reach = gen.acoustic_delay + 1
+    # What the model has said and heard, 64-bit, and how the slot draws its tokens.
+    whole = 8 + reach + gen.generated_audio_codebooks + gen.input_audio_codebooks * reach + MAX_PENALTY_CONTEXT
+    condition = 4 * lm.transformer.d_model if module.model.conditioners else 0
+    return ModuleRequest(
+        name,
+        module.batch_size,
+        module.dtype_override,
+        weights=(
+            Weights(_key(module.lm_model_file, lm), lm_cost),
+            Weights(
+                _key(module.audio_tokenizer_file, codebooks, "both ways"),
+                codec_weights(codec, origin, codebooks, decoder=True),
+            ),
+        ),
+        per_stream=dialogue_stream(lm, codec, origin, 8 * whole + 4 * 4 + condition),
     )
 
 

@@ -1,12 +1,12 @@
 """GPU memory: what is there (`probe`), what modules cost (`costs`, `shapes`, `header`), what fits (`plan`)."""
 
 from .cards import CARDS, CONTEXT_BYTES, MB, before_context, find_card, hypothetical
-from .costs import Cost, ModuleRequest, Weights, codec_shape, codec_weights, lm_weights, stt_stream
+from .costs import Cost, ModuleRequest, Weights, codec_shape, codec_weights, dialogue_stream, lm_weights, stt_stream
 from .dtypes import DType, DTypeChoice, choose_cpu_dtype, choose_dtype, cpu_flags
 from .header import Header, TensorHead, read_header
 from .plan import ModulePlan, Overrides, Plan, Term, megabytes, plan_modules
 from .probe import GpuInfo, GpuReading, MemoryReader, Probe, probe, read_memory, say_once, visible
-from .shapes import CodecShape, LmShape, QuantizerShape, SeanetShape, TransformerShape
+from .shapes import CodecShape, DepformerShape, LmShape, QuantizerShape, SeanetShape, TransformerShape
 
 __all__ = [
     "CARDS",
@@ -16,6 +16,7 @@ __all__ = [
     "Cost",
     "DType",
     "DTypeChoice",
+    "DepformerShape",
     "GpuInfo",
     "GpuReading",
     "Header",
@@ -38,6 +39,7 @@ __all__ = [
     "codec_shape",
     "codec_weights",
     "cpu_flags",
+    "dialogue_stream",
     "find_card",
     "hypothetical",
     "lm_weights",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from .dtypes import BYTES, DType
@@ -55,7 +55,7 @@ class ModuleRequest:
 
 
 def lm_weights(shape: LmShape, header: Header | None, *, conditioners: bool = False) -> Cost:
-    """A speech-to-text language model's weights: as the checkpoint's header says, else by the configuration.
+    """A language model's weights: as the checkpoint's header says, else by the configuration.
 
     The output layer is held in f32 whatever the type (so are conditioners), so that logits are.
     """
@@ -64,7 +64,7 @@ def lm_weights(shape: LmShape, header: Header | None, *, conditioners: bool = Fa
     if header is None:
         output = shape.text_out_vocab_size * d
         return Cost(label, "configuration", shape.parameters - output, output * 4)
-    unused = _STT_UNUSED
+    unused = _STT_UNUSED if shape.depformer is None else ("fuser.",)
     if not shape.extra_heads_num:
         unused += ("extra_heads.", "heads.")
     if not conditioners:
@@ -92,9 +92,12 @@ def codec_shape(header: Header | None) -> tuple[CodecShape, str]:
     return CodecShape(), "Mimi v0.1"
 
 
-def codec_weights(shape: CodecShape, origin: str, codebooks: int) -> Cost:
-    """The codec's encoder with its first ``codebooks`` codebooks, in f32."""
-    return Cost("codec", origin, fixed=4 * shape.encoder_parameters(codebooks))
+def codec_weights(shape: CodecShape, origin: str, codebooks: int, *, decoder: bool = False) -> Cost:
+    """The codec's encoder with its first ``codebooks`` codebooks, and the ``decoder`` if it speaks, in f32."""
+    parameters = shape.encoder_parameters(codebooks)
+    if decoder:
+        parameters += replace(shape, quantizer=replace(shape.quantizer, codebooks=codebooks)).decoder_parameters()
+    return Cost("codec", origin, fixed=4 * parameters)
 
 
 def stt_stream(lm: LmShape, codec: CodecShape, codec_origin: str) -> tuple[Cost, ...]:
@@ -108,6 +111,22 @@ def stt_stream(lm: LmShape, codec: CodecShape, codec_origin: str) -> tuple[Cost,
     codec_state = 4 * codec.encoder_state + POSITION_BYTES + 1
     return (
         Cost("KV cache", "configuration", kv, POSITION_BYTES + tokens),
+        Cost("codec state", codec_origin, fixed=codec_state),
+        Cost(
+            "activations",
+            "estimate",
+            lm.transformer.ring + int(ALLOCATOR_SHARE * kv),
+            CODEC_TENSORS * widest + int(ALLOCATOR_SHARE * codec_state),
+        ),
+    )
+
+
+def dialogue_stream(lm: LmShape, codec: CodecShape, codec_origin: str, fixed: int) -> tuple[Cost, ...]:
+    """What each slot of a dialogue costs: as `stt_stream`, with the codec both ways and ``fixed`` bytes of its own."""
+    kv, widest = lm.transformer.state, 4 * codec.seanet.filters * codec.frame_size
+    codec_state = 4 * (codec.encoder_state + codec.decoder_state) + 2 * POSITION_BYTES + 1
+    return (
+        Cost("KV cache", "configuration", kv, POSITION_BYTES + fixed),
         Cost("codec state", codec_origin, fixed=codec_state),
         Cost(
             "activations",

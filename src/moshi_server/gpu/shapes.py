@@ -74,8 +74,31 @@ class TransformerShape:
 
 
 @dataclass(frozen=True, slots=True)
+class DepformerShape:
+    """The sizes of a depth transformer: weights for each of ``codebooks``, embeddings of ``low_rank`` or not."""
+
+    codebooks: int
+    transformer: TransformerShape
+    low_rank: int | None = None
+
+    def parameters(self, hidden_width: int, text_in_vocab_size: int, audio_vocab_size: int) -> int:
+        """Numbers in the weights, beside a language model of that width and those vocabularies."""
+        shape, d = self.transformer, self.transformer.d_model
+        inner = self.low_rank or d
+        embeddings = (text_in_vocab_size + (self.codebooks - 1) * audio_vocab_size) * inner
+        embeddings += self.codebooks * inner * d if self.low_rank else 0
+        up = 2 * shape.hidden if shape.gating == "silu" else shape.hidden
+        feed_forward = d * up + shape.hidden * d
+        attention = d * (d + 2 * shape.kv_width) + d * d
+        norms = 2 * d * (1 if shape.norm == "rms_norm" else 2)
+        ways = self.codebooks if shape.gating == "silu" else 1
+        layers = shape.num_layers * (self.codebooks * attention + ways * feed_forward + norms)
+        return embeddings + layers + self.codebooks * d * (hidden_width + audio_vocab_size - 1)
+
+
+@dataclass(frozen=True, slots=True)
 class LmShape:
-    """The sizes of a speech-to-text language model: embeddings in, transformer, text logits and extra heads out."""
+    """The sizes of a language model: embeddings in, transformer, text logits, extra heads and depth transformer out."""
 
     text_in_vocab_size: int
     text_out_vocab_size: int
@@ -84,6 +107,7 @@ class LmShape:
     transformer: TransformerShape
     extra_heads_num: int = 0
     extra_heads_dim: int = 0
+    depformer: DepformerShape | None = None
 
     @property
     def parameters(self) -> int:
@@ -92,7 +116,10 @@ class LmShape:
         embeddings = (self.text_in_vocab_size + self.audio_codebooks * self.audio_vocab_size) * d
         heads = (self.text_out_vocab_size + self.extra_heads_num * self.extra_heads_dim) * d
         norm = d * (1 if self.transformer.norm == "rms_norm" else 2)
-        return embeddings + self.transformer.parameters + norm + heads
+        depth = 0
+        if self.depformer is not None:
+            depth = self.depformer.parameters(d, self.text_in_vocab_size, self.audio_vocab_size)
+        return embeddings + self.transformer.parameters + norm + heads + depth
 
 
 @dataclass(frozen=True, slots=True)
