@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from moshi_server.model.names import checkpoint_name, our_name
 from moshi_server.model.synthetic import SHAPES, random_rows, write_lm
-from moshi_server.model.weights import checkpoint_name, our_name, parameter_shapes
+from moshi_server.model.weights import parameter_shapes
 
 
 def test_the_published_shapes() -> None:

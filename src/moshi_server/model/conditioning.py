@@ -1,4 +1,4 @@
-"""Conditions that a language model adds to its input: a number or a named value, embedded and projected.
+"""Conditions of a language model: numbers and named values that it adds to its input, and vectors it attends to.
 
 Tensor names and arithmetic follow upstream (``moshi-core/src/conditioner.rs``). Computed once per model, always in f32.
 """
@@ -33,7 +33,14 @@ class LutSpec:
     possible_values: tuple[str, ...]
 
 
-ConditionerSpec = ContinuousSpec | LutSpec
+@dataclass(frozen=True)
+class TensorSpec:
+    """Vectors of width ``dim``, projected."""
+
+    dim: int
+
+
+ConditionerSpec = ContinuousSpec | LutSpec | TensorSpec
 
 
 class ContinuousConditioner(nn.Module):
@@ -74,47 +81,75 @@ class LutConditioner(nn.Module):
         return y
 
 
+class TensorConditioner(nn.Module):
+    """Projects vectors that come from elsewhere, such as a speaker's voice."""
+
+    def __init__(self, spec: TensorSpec, d_model: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.output_proj = nn.Linear(spec.dim, d_model, bias=False)
+        self.learnt_padding = nn.Parameter(torch.zeros(1, 1, d_model))
+
+    def forward(self, vectors: Tensor, present: Tensor) -> Tensor:
+        """(T, dim) -> (T, D_model); where not ``present`` (T,) bool, what the model learnt for nothing."""
+        y: Tensor = self.output_proj(vectors)
+        return torch.where(present[:, None], y, self.learnt_padding[0])
+
+
+def _build(spec: ConditionerSpec, d_model: int) -> nn.Module:
+    match spec:
+        case ContinuousSpec():
+            return ContinuousConditioner(spec, d_model)
+        case LutSpec():
+            return LutConditioner(spec, d_model)
+        case TensorSpec():
+            return TensorConditioner(spec, d_model)
+
+
 class ConditionProvider(nn.Module):
     """A model's conditioners by name."""
 
     def __init__(self, specs: Mapping[str, ConditionerSpec], d_model: int) -> None:
         super().__init__()
-        self.conditioners = nn.ModuleDict(
-            {
-                name: ContinuousConditioner(spec, d_model)
-                if isinstance(spec, ContinuousSpec)
-                else LutConditioner(spec, d_model)
-                for name, spec in specs.items()
-            }
-        )
+        self.conditioners = nn.ModuleDict({name: _build(spec, d_model) for name, spec in specs.items()})
 
-    def _find(self, name: str) -> ContinuousConditioner | LutConditioner:
+    def _find(self, name: str) -> ContinuousConditioner | LutConditioner | TensorConditioner:
         if name not in self.conditioners:
             known = ", ".join(self.conditioners) or "none"
             raise ConfigError(f"the model has no conditioner {name!r}", hint=f"those in its configuration: {known}")
         found = self.conditioners[name]
-        assert isinstance(found, ContinuousConditioner | LutConditioner)
+        assert isinstance(found, ContinuousConditioner | LutConditioner | TensorConditioner)
         return found
 
     def number(self, name: str, value: float) -> Tensor:
         """The condition (D_model,) f32 of a number; ConfigError if ``name`` is no conditioner of numbers."""
         found = self._find(name)
-        if isinstance(found, LutConditioner):
-            raise ConfigError(f"the conditioner {name!r} takes a named value, not a number")
+        if not isinstance(found, ContinuousConditioner):
+            raise ConfigError(f"the conditioner {name!r} takes {_TAKES[type(found)]}, not a number")
         condition: Tensor = found(value)
         return condition.float()
 
     def named(self, name: str, value: str) -> Tensor:
         """The condition (D_model,) f32 of a named value; ConfigError if ``name`` or ``value`` is not known."""
         found = self._find(name)
-        if isinstance(found, ContinuousConditioner):
-            raise ConfigError(f"the conditioner {name!r} takes a number, not a named value")
+        if not isinstance(found, LutConditioner):
+            raise ConfigError(f"the conditioner {name!r} takes {_TAKES[type(found)]}, not a named value")
         condition: Tensor = found(value)
         return condition.float()
+
+    def vectors(self, name: str) -> TensorConditioner:
+        """The conditioner of vectors ``name``; ConfigError if there is none."""
+        found = self._find(name)
+        if not isinstance(found, TensorConditioner):
+            raise ConfigError(f"the conditioner {name!r} takes {_TAKES[type(found)]}, not vectors")
+        return found
 
     def learnt_padding(self, name: str) -> Tensor:
         """The condition (D_model,) f32 that stands for no value; ConfigError if there is no such conditioner."""
         return self._find(name).learnt_padding.flatten().float()
+
+
+_TAKES = {ContinuousConditioner: "a number", LutConditioner: "a named value", TensorConditioner: "vectors"}
 
 
 def delay_condition(provider: ConditionProvider | None, delay: float | None, learnt_padding: bool) -> Tensor | None:

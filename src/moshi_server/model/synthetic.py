@@ -18,9 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from moshi_server.model.lm import LmSpec
+from moshi_server.model.names import Naming, layout
 from moshi_server.model.tensor_file import FORMATS, Shape, nbytes, write_header
 from moshi_server.model.transformer import TransformerSpec
-from moshi_server.model.weights import Naming, checkpoint_name, parameter_shapes, replacing
+from moshi_server.model.weights import parameter_shapes, replacing
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 _ROWS = 4096
@@ -48,8 +49,8 @@ def random_rows(name: str, shape: Shape, seed: int) -> Iterator[NDArray[np.float
     They depend on these three alone, on any machine. Norms are near one; the rest keeps about the scale of its input.
     """
     generator = np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode())]))
-    is_norm = re.search(r"norm\w*\.(alpha|weight)$", name) is not None
-    gain = _LOGIT_GAIN if name.startswith("text_linear.") else 1.0
+    is_norm = re.search(r"norm\w*\.(\d+\.)?(alpha|weight)$", name) is not None
+    gain = _LOGIT_GAIN if name.startswith(("text_linear.", "depformer.linears.")) else 1.0
     scale = np.float32(0.2 if is_norm else gain * math.sqrt(3 / shape[-1]))
     for start in range(0, shape[0], _ROWS):
         noise = 2 * generator.random((min(_ROWS, shape[0] - start), *shape[1:]), dtype=np.float32) - 1
@@ -61,15 +62,18 @@ def write_lm(
 ) -> None:
     """Write a checkpoint of ``spec`` at ``path``; holds no more than one piece of one tensor in memory."""
     shapes = parameter_shapes(spec)
+    tensors = layout(shapes, spec, naming)
     with replacing(path) as unfinished, unfinished.open("wb") as file:
-        heads = {
-            checkpoint_name(name, naming): (FORMATS[dtype], shape, nbytes(shape, dtype))
-            for name, shape in shapes.items()
-        }
+        heads = {}
+        for theirs, ours in tensors.items():
+            rows = sum(shapes[name][0] for name in ours)
+            shape = (rows, *shapes[ours[0]][1:])
+            heads[theirs] = (FORMATS[dtype], shape, nbytes(shape, dtype))
         write_header(file, heads)
-        for name, shape in shapes.items():
-            for rows in random_rows(name, shape, seed):
-                file.write(torch.from_numpy(rows).to(dtype).view(torch.uint8).numpy().data)
+        for ours in tensors.values():
+            for name in ours:
+                for values in random_rows(name, shapes[name], seed):
+                    file.write(torch.from_numpy(values).to(dtype).view(torch.uint8).numpy().data)
 
 
 def main() -> None:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,22 +21,11 @@ from torch import Tensor, nn
 
 from moshi_server.errors import CheckpointError
 from moshi_server.model.lm import LmModel, LmSpec
+from moshi_server.model.names import Naming, Piece, layout, pieces
 from moshi_server.model.tensor_file import Shape
 
-Naming = Literal["candle", "pytorch"]
-
-# From a file's names to ours, whichever naming it has.
-_TO_OURS: tuple[tuple[str, str], ...] = (
-    (r"\.self_attn\.in_proj_(weight|bias)$", r".self_attn.in_proj.\1"),
-    (r"\.self_attn\.(in|out)_projs\.0\.(weight|bias)$", r".self_attn.\1_proj.\2"),
-    (r"^extra_heads\.", "heads."),
-)
-_FROM_OURS: dict[Naming, tuple[tuple[str, str], ...]] = {
-    "candle": ((r"\.self_attn\.in_proj\.(weight|bias)$", r".self_attn.in_proj_\1"), (r"^heads\.", "extra_heads.")),
-    "pytorch": ((r"\.self_attn\.(in|out)_proj\.", r".self_attn.\1_projs.0."), (r"^heads\.", "extra_heads.")),
-}
 # Parts that a checkpoint may carry and a configuration may leave out, as the published ones do.
-_OPTIONAL_PARTS = ("condition_provider.", "fuser.", "heads.", "depformer")
+_OPTIONAL_PARTS = ("condition_provider.", "fuser.", "heads.", "depformer", "linears.")
 # Kept in f32 whatever the model's type is, so that logits and conditions are.
 _ALWAYS_F32 = ("text_linear.", "condition_provider.")
 _LISTED = 20
@@ -45,20 +33,6 @@ _LISTED = 20
 _REMAP_BYTES = 64 << 20
 
 logger = logging.getLogger(__name__)
-
-
-def our_name(name: str) -> str:
-    """What the tensor ``name`` of a checkpoint is called in `LmModel`."""
-    for pattern, replacement in _TO_OURS:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def checkpoint_name(name: str, naming: Naming) -> str:
-    """What the parameter ``name`` of `LmModel` is called in a checkpoint."""
-    for pattern, replacement in _FROM_OURS[naming]:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def is_always_f32(name: str) -> bool:
@@ -95,21 +69,23 @@ def load_lm(
     """
     try:
         with safe_open(path, framework="pt") as file:
-            names = {our_name(name): name for name in file.keys()}  # noqa: SIM118
-            slices = {ours: file.get_slice(name) for ours, name in names.items()}
-            shapes = {ours: tuple(piece.get_shape()) for ours, piece in slices.items()}
-            kinds = {ours: piece.get_dtype() for ours, piece in slices.items()}
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            stored = {name: tuple(piece.get_shape()) for name, piece in slices.items()}
+            types = {name: piece.get_dtype() for name, piece in slices.items()}
+        found = pieces(stored, spec)
+        shapes = {ours: _shape(parts[0], stored) for ours, parts in found.items()}
+        kinds = {ours: types[parts[0].name] for ours, parts in found.items()}
         spec = _as_wide_as(spec, shapes)
         needed = parameter_shapes(spec)
         _raise_for(path, _problems(needed, shapes, kinds, strict))
         with torch.device("meta"):
             model = LmModel(spec)
-        overflowing = _fill(model, path, {name: names[name] for name in needed}, dtype, torch.device(device))
+        overflowing = _fill(model, path, {name: found[name] for name in needed}, dtype, torch.device(device))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors: {error}") from error
     if overflowing:
         raise overflow_error(path, overflowing, dtype)
-    unused = len(names) - len(needed)
+    unused = len(found.keys() - needed.keys())
     if unused:
         logger.info("%s: %d tensors are not used, the configuration does not ask for them", path, unused)
     return model.eval()
@@ -124,9 +100,15 @@ def save_lm(
     metadata: dict[str, str] | None = None,
 ) -> None:
     """Write ``model`` as a checkpoint that `load_lm` and upstream's loaders read, all of it through memory."""
+    parameters = dict(model.named_parameters())
+
+    def stored(name: str) -> Tensor:
+        return parameters[name].detach().to("cpu", dtype or parameters[name].dtype)
+
     tensors = {
-        checkpoint_name(name, naming): parameter.detach().to("cpu", dtype or parameter.dtype).contiguous()
-        for name, parameter in model.named_parameters()
+        # Cloned, since the format takes no tensor twice, and some are there for each codebook.
+        theirs: torch.cat([stored(name) for name in ours]).clone()
+        for theirs, ours in layout(parameters, model.spec, naming).items()
     }
     with replacing(path) as unfinished:
         save_file(tensors, unfinished, metadata)
@@ -143,8 +125,17 @@ def replacing(path: Path | str) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
+def _shape(piece: Piece, stored: Mapping[str, Shape]) -> Shape:
+    whole = stored[piece.name]
+    return whole if piece.stop is None else (piece.stop - piece.start, *whole[1:])
+
+
 def _as_wide_as(spec: LmSpec, shapes: dict[str, Shape]) -> LmSpec:
-    """``spec`` with the PyTorch package's gated width where that is the checkpoint's, else unchanged."""
+    """``spec`` with the PyTorch package's gated width where that is the checkpoint's, else unchanged.
+
+    The widths of a depth transformer are taken as they are.
+    """
+    spec = _depth_as_wide_as(spec, shapes)
     transformer = spec.transformer
     shape = shapes.get("transformer.layers.0.gating.linear_out.weight")
     width = 21 * transformer.d_model // 8
@@ -153,6 +144,17 @@ def _as_wide_as(spec: LmSpec, shapes: dict[str, Shape]) -> LmSpec:
     if transformer.dim_feedforward != 4 * transformer.d_model or shape[1] != width:
         return spec
     return dataclasses.replace(spec, transformer=dataclasses.replace(transformer, gated_width=width))
+
+
+def _depth_as_wide_as(spec: LmSpec, shapes: dict[str, Shape]) -> LmSpec:
+    depth = spec.depformer
+    if depth is None or depth.transformer.gating == "none":
+        return spec
+    names = [f"depformer.layers.0.gating.{index}.linear_out.weight" for index in range(depth.weights)]
+    if not all(len(shapes.get(name, ())) == 2 for name in names):
+        return spec
+    widths = tuple(shapes[name][1] for name in names)
+    return dataclasses.replace(spec, depformer=dataclasses.replace(depth, widths=widths))
 
 
 def _problems(needed: dict[str, Shape], found: dict[str, Shape], kinds: dict[str, str], strict: bool) -> Iterator[str]:
@@ -182,18 +184,27 @@ def _raise_for(path: Path | str, problems: Iterable[str]) -> None:
 
 @torch.no_grad()
 def _fill(
-    model: LmModel, path: Path | str, names: dict[str, str], dtype: torch.dtype, device: torch.device
+    model: LmModel, path: Path | str, names: dict[str, list[Piece]], dtype: torch.dtype, device: torch.device
 ) -> list[str]:
-    """Give every parameter of the empty ``model`` its tensor; returns the names of those that ``dtype`` cannot hold."""
+    """Give every parameter of the empty ``model`` its tensor; returns the names of those that ``dtype`` cannot hold.
+
+    Raises:
+        CheckpointError: what is there for several codebooks and shared here is not the same for all.
+    """
     overflowing: list[str] = []
     unmapped_soon = 0
     file: Any = safe_open(path, framework="pt")
-    for name, theirs in names.items():
+    for name, parts in names.items():
         kind = torch.float32 if is_always_f32(name) else dtype
-        stored: Tensor = file.get_tensor(theirs)
+        stored = _read(file, parts[0])
+        for other in parts[1:]:
+            if not torch.equal(_read(file, other), stored):
+                raise CheckpointError(
+                    f"{path}: {other} differs from {parts[0]}, which this engine takes for one and the same"
+                )
         tensor = stored.to(device, kind)
         if kind is torch.float16 and stored.dtype is not kind and not bool(tensor.isfinite().all()):
-            overflowing.append(theirs)
+            overflowing.append(str(parts[0]))
         if tensor is not stored:
             unmapped_soon += stored.nbytes
         owner, _, leaf_name = name.rpartition(".")
@@ -202,3 +213,8 @@ def _fill(
         if unmapped_soon > _REMAP_BYTES:
             file, unmapped_soon = safe_open(path, framework="pt"), 0
     return overflowing
+
+
+def _read(file: Any, piece: Piece) -> Tensor:
+    tensor: Tensor = file.get_tensor(piece.name)
+    return tensor if piece.stop is None else tensor[piece.start : piece.stop]
