@@ -74,6 +74,7 @@ def hooks_for(metrics: ModuleMetrics) -> EngineHooks:
         on_open=metrics.opened,
         on_close=metrics.closed,
         on_step=metrics.stepped,
+        on_words=metrics.waited,
         on_warmup=metrics.warmed_up,
     )
 
