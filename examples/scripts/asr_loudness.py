@@ -1,15 +1,15 @@
 """`PyBatchedAsr` without a model: it writes a token for each loud stretch, and says "pause" in between.
 
-    [modules.loud]
-    type = "PyBatchedAsr"
-    path = "/api/loud"
-    script = "examples/scripts/asr_loudness.py"
-    batch_size = 8
-    text_tokenizer_file = "demo://tokenizer.model"
-    asr_delay_in_tokens = 1
-    [modules.loud.py]
-    threshold = 0.05
-    token = 10
+[modules.loud]
+type = "PyBatchedAsr"
+path = "/api/loud"
+script = "examples/scripts/asr_loudness.py"
+batch_size = 8
+text_tokenizer_file = "demo://tokenizer.model"
+asr_delay_in_tokens = 1
+[modules.loud.py]
+threshold = 0.05
+token = 10
 """
 
 import numpy as np

@@ -1,13 +1,13 @@
 """`PyPost` without a model: ten seconds of a voice to the energy of 16 bands, four times a second.
 
-    [modules.spectrum]
-    type = "PyPost"
-    path = "/api/spectrum"
-    script = "examples/scripts/post_spectrum.py"
-    [modules.spectrum.py]
-    bands = 16
+[modules.spectrum]
+type = "PyPost"
+path = "/api/spectrum"
+script = "examples/scripts/post_spectrum.py"
+[modules.spectrum.py]
+bands = 16
 
-    curl -H 'kyutai-api-key: public_token' --data-binary @voice.wav http://127.0.0.1:8080/api/spectrum > voice.msgpack
+curl -H 'kyutai-api-key: public_token' --data-binary @voice.wav http://127.0.0.1:8080/api/spectrum > voice.msgpack
 """
 
 import numpy as np

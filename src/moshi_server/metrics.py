@@ -125,6 +125,12 @@ class ModuleMetrics:
         if self._family and self._family.words:
             self._family.words.inc(by=words)
 
+    def waited(self, missing: int, ready: int) -> None:
+        """In one step of text to speech so many streams waited for words, and so many did not."""
+        if self._family and self._family.missing_words and self._family.could_have_run:
+            self._family.missing_words.inc(by=missing)
+            self._family.could_have_run.inc(by=ready)
+
     def warmed_up(self, seconds: float, ok: bool) -> None:
         """The warm-up ended."""
         self._metrics.warmup_duration.observe(seconds)
@@ -151,6 +157,8 @@ class _Family(NamedTuple):
     total_steps: ExactCounter | None = None
     active_steps: ExactCounter | None = None
     words: ExactCounter | None = None
+    missing_words: ExactCounter | None = None
+    could_have_run: ExactCounter | None = None
 
 
 class Metrics:
@@ -189,18 +197,18 @@ class Metrics:
             ),
             total_steps=self._handler_counter("py_total_steps", "Turns of the text-to-speech loop."),
             active_steps=self._handler_counter("py_active_steps", "Turns of the loop with some active stream."),
+            missing_words=self._handler_counter(
+                "py_missing_words_steps", "Steps that a stream missed for want of words."
+            ),
+            could_have_run=self._handler_counter(
+                "py_could_have_run_steps", "Steps for which a stream had enough words."
+            ),
         )
         self._lm = _Family(
             connect=self._handler_counter("lm_connect", "Connections to dialogue modules."),
             open_channels=self._handler_gauge("lm_open_channels", "Dialogues that hold a slot."),
             num_steps=self._histogram("lm_connection_num_steps", "Steps of a dialogue.", _ASR_STEPS),
             step_duration=self._histogram("lm_model_step_duration", "Seconds of one batched dialogue step.", _ASR_STEP),
-        )
-        self.missing_words_steps = self._handler_counter(
-            "py_missing_words_steps", "Steps that a stream missed for want of words."
-        )
-        self.could_have_run_steps = self._handler_counter(
-            "py_could_have_run_steps", "Steps for which a stream had enough words."
         )
         self.post_connect = self._handler_counter("py_post_connect", "Requests to PyPost modules.")
         self.post_duration = self._histogram("py_post_model_duration", "Seconds of one PyPost run.", _ASR_STEP)

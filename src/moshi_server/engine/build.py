@@ -19,6 +19,7 @@ from ..config import (
     MimiConfig,
     Module,
     PyBatchedAsrConfig,
+    PyConfig,
     PyPostConfig,
     TransformerConfig,
 )
@@ -28,7 +29,7 @@ from ..hub import resolve
 from ..speech.tokenizer import TextTokenizer
 from .ahead import AheadRunner, AheadStream, suits
 from .asr import AsrStream, SttRunner
-from .build_script import script_asr, script_post
+from .build_script import script_asr, script_post, script_tts
 from .cpu import choose_threads, keep_freed_memory
 from .devices import cuda_gpus
 from .hooks import EngineHooks
@@ -52,7 +53,7 @@ logger = logging.getLogger(__name__)
 SERVED = ("Asr", "BatchedAsr", "Mimi", "PyPost")
 CHECKPOINTS = ("lm_model_file", "audio_tokenizer_file", "speaker_tokenizer_file")
 """Keys of files whose header says how much memory they take."""
-SERVED_BY_SCRIPT = ("PyBatchedAsr",)
+SERVED_BY_SCRIPT = ("Py", "PyBatchedAsr")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,9 @@ def build_engines(
                 case PyBatchedAsrConfig():
                     slots = _plan_of(plans, name)[name].batch_size
                     engine = script_asr(name, module, slots, hooks, warmup=config.warmup.enabled)
+                case PyConfig():
+                    slots = _plan_of(plans, name)[name].batch_size
+                    engine = script_tts(name, module, slots, hooks, warmup=config.warmup.enabled)
                 case PyPostConfig(script=None):
                     engine = loader.voice_embedding(name, module, where, hooks)
                 case PyPostConfig():

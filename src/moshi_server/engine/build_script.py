@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from ..config import PyBatchedAsrConfig, PyPostConfig
+from ..config import PyBatchedAsrConfig, PyConfig, PyPostConfig
 from ..hub import resolve, resolve_tree
+from ..speech.text import SpokenText
 from ..speech.tokenizer import TextTokenizer
 from .hooks import EngineHooks
 from .post import PostStream, ScriptPostRunner
 from .runner import Runner, Stream
 from .script import Script
 from .script_asr import ScriptAsrRunner, ScriptAsrStream
+from .script_tts import ScriptTtsRunner, ScriptTtsStream
 from .worker import Engine, EngineLimits
 
-ScriptConfig = PyBatchedAsrConfig | PyPostConfig
+ScriptConfig = PyBatchedAsrConfig | PyConfig | PyPostConfig
 
 
 class _ScriptRunner(Runner, Protocol):
@@ -33,6 +35,19 @@ def script_asr(name: str, module: PyBatchedAsrConfig, slots: int, hooks: EngineH
         return ScriptAsrStream(module.asr_delay_in_tokens, tokenizer.decode)
 
     limits = EngineLimits(module.max_queue_seconds, module.max_session_seconds)
+    return _engine(name, module, script, runner, stream, limits, hooks, warmup)
+
+
+def script_tts(name: str, module: PyConfig, slots: int, hooks: EngineHooks, *, warmup: bool) -> Engine:
+    """Text to speech by a script."""
+    tokenizer = TextTokenizer(resolve(module.text_tokenizer_file))
+    script = _script(name, module, "step")
+    runner = ScriptTtsRunner(script, slots, resolve_tree(module.py or {}), hooks.on_words)
+
+    def stream() -> ScriptTtsStream:
+        return ScriptTtsStream(SpokenText(tokenizer, module.text_bos_token))
+
+    limits = EngineLimits(session_seconds=module.max_session_seconds)
     return _engine(name, module, script, runner, stream, limits, hooks, warmup)
 
 

@@ -19,6 +19,7 @@ class EngineHooks:
         on_open: a stream took a slot.
         on_close: a stream left its slot, after this many steps.
         on_step: one batched step took this many seconds for this many streams.
+        on_words: after a step of text to speech, how many streams waited for words, and how many did not.
         on_warmup: the warm-up took this many seconds, and whether it succeeded.
         on_failure: the model loop stopped with this error.
     """
@@ -26,5 +27,6 @@ class EngineHooks:
     on_open: Callable[[], None] = _nothing
     on_close: Callable[[int], None] = _nothing
     on_step: Callable[[float, int], None] = _nothing
+    on_words: Callable[[int, int], None] = _nothing
     on_warmup: Callable[[float, bool], None] = _nothing
     on_failure: Callable[[BaseException], None] = _nothing
