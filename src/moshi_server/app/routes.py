@@ -78,6 +78,14 @@ def api(state: ServerState) -> APIRouter:
     def _modules_info() -> list[dict[str, str]]:
         return [_module_info(module) for module in state.modules]
 
+    @router.get("/api/voices", summary="The voices of each text-to-speech module")
+    def _voices() -> list[dict[str, Any]]:
+        return [
+            {"module": module.name, "path": module.path, "default": voices.default, "voices": voices.names}
+            for module in state.modules
+            if (voices := module.voices) is not None
+        ]
+
     @router.get("/api/health", summary="200 if streams can be opened, else 503", response_model=None)
     def _health() -> Response:
         health = state.health()
