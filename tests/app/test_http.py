@@ -255,8 +255,18 @@ async def test_8_static_files_and_the_index_of_a_folder(tmp_path: Path) -> None:
         assert (await server.get("/missing")).status_code == 404
         assert (await server.get("/%2e%2e/outside.txt")).status_code == 404
         assert (await server.get("/api/health")).json() == {"status": "ok"}
-    async with serve() as server:
-        assert (await server.get("/")).status_code == 404
+        assert (await server.get("/main.js")).status_code == 404  # a page of one's own is not mixed with ours
+
+
+async def test_our_page_is_there_where_the_folder_has_none(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("theirs")
+    for folder in (tmp_path, tmp_path / "missing", None):
+        async with serve(static_dir=folder) as server:
+            page = await server.get("/")
+            assert page.status_code == 200
+            assert "main.js" in page.text
+            assert (await server.get("/main.js")).status_code == 200
+            assert (await server.get("/notes.txt")).status_code == (200 if folder == tmp_path else 404)
 
 
 async def test_the_api_describes_itself() -> None:
