@@ -17,6 +17,7 @@ from moshi_server.config.modules import BatchedAsrConfig
 from moshi_server.engine.build import lm_spec
 from moshi_server.hub import resolve
 from moshi_server.model.lm import LmModel, LmSpec
+from moshi_server.model.ring_attention import Ring
 from moshi_server.model.synthetic import write_lm
 from moshi_server.model.transformer import Attention, LayerNorm, RMSNorm, TransformerSpec, Window, visible_keys
 from moshi_server.model.weights import load_lm
@@ -145,7 +146,7 @@ def test_5_attention_scores_do_not_overflow_f16(path: str) -> None:
             if path == "forward":
                 assert window.turn is not None
                 return attention.to(dtype)(x.to(dtype), window.turn, None)
-            ring = torch.zeros(1, 2, 2, 8, 32, dtype=dtype)
+            ring = Ring(torch.zeros(1, 2, 2, 8, 32, dtype=dtype))
             return attention.to(dtype).step(x.to(dtype), ring, window)
 
         want, got = attend(torch.float32), attend(torch.float16)

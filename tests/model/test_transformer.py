@@ -106,7 +106,7 @@ def test_the_gathering_path_of_other_devices_gives_the_same(monkeypatch: pytest.
     model = build(kv_repeat=2)
     plain = Window.at
 
-    def gathered(start: Tensor, slots: Tensor, steps: int, spec: TransformerSpec, piece: int | None = None) -> Window:
+    def gathered(start: Tensor, slots: Tensor, steps: int, spec: TransformerSpec, *_: Any, **__: Any) -> Window:
         mask = visible_keys(start + steps - 1, steps, spec.context, spec.context)[:, None]
         return dataclasses.replace(plain(start, slots, steps, spec), spans=None, mask=mask)
 

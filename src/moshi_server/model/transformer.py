@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from moshi_server.model import ring_attention
 from moshi_server.model.cross_attention import CrossAttention, CrossSpec
+from moshi_server.model.ring_attention import Ring
 from moshi_server.model.streaming import State, StreamingModule, leaf
 
 
@@ -80,6 +82,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D) in the type of ``x``."""
+        if x.is_cuda:  # one kernel there, but as many as it has operations on a CPU
+            return functional.rms_norm(x, (x.shape[-1],), self.alpha.flatten().to(x.dtype), self.EPS)
         y = x.float()
         y = y * (y.square().mean(-1, keepdim=True) + self.EPS).rsqrt() * self.alpha.flatten().float()
         return y.to(x.dtype)
@@ -187,7 +191,7 @@ class Window:
     On a CPU, ``spans`` holds for each stream its slot, how much of the ring is written, and a mask if there are several
     positions: attention then costs what each stream has heard, not ``context``. Elsewhere reading positions back would
     stall the device, and several streams with a short ring cost less together: the whole ring is gathered then, and
-    ``mask`` hides what is not there.
+    ``mask`` hides what is not there. Kernels that read the ring in place need to know ``start`` only.
     """
 
     slots: Tensor  # (B,)
@@ -199,11 +203,22 @@ class Window:
     rows: tuple[int, ...] | None = None
     """The slots again, where the host knows them for nothing."""
 
+    start: Tensor | None = None
+    """(B,), where each stream's new positions begin, if kernels read the ring in place."""
+
     ahead: bool = False
     """``mask`` is `visible_ahead`'s (B, 1, T, context + T): the new keys are written after all have looked."""
 
     @staticmethod
-    def at(start: Tensor, slots: Tensor, steps: int, spec: TransformerSpec, piece: int | None = None) -> Window:
+    def at(
+        start: Tensor,
+        slots: Tensor,
+        steps: int,
+        spec: TransformerSpec,
+        piece: int | None = None,
+        *,
+        eight_bit: bool = False,
+    ) -> Window:
         """The window of the streams ``slots`` (B,) whose next position is ``start`` (B,)."""
         context = spec.context
         positions = start[:, None] + torch.arange(steps, device=start.device)
@@ -211,8 +226,10 @@ class Window:
         if piece is not None and piece < steps:
             mask = visible_ahead(start, steps, piece, context)
             return Window(slots, positions % context, turn, None, mask, ahead=True)
+        if ring_attention.in_place(start.device):
+            return Window(slots, positions, turn, None, None, start=start)
         last = positions[:, -1]
-        if start.device.type != "cpu" or (len(slots) > 1 and context <= SHORT_RING):
+        if start.device.type != "cpu" or eight_bit or (len(slots) > 1 and context <= SHORT_RING):
             mask = visible_keys(last, steps, context, context)[:, None]
             rows = tuple(slots.tolist()) if start.device.type == "cpu" and spec.cross is not None else None
             return Window(slots, positions % context, turn, None, mask, rows)
@@ -252,24 +269,36 @@ class Attention(nn.Module):
         out: Tensor = self.out_proj(y.transpose(1, 2).flatten(2))
         return out
 
-    def step(self, x: Tensor, ring: Tensor, window: Window) -> Tensor:
-        """(B, T, D_model) -> same; ``ring`` (slots, 2, H_kv, context, D) takes the new keys and values first."""
+    def step(self, x: Tensor, ring: Ring, window: Window) -> Tensor:
+        """(B, T, D_model) -> same; ``ring`` takes the new keys and values first."""
+        if window.start is not None:
+            y = self._attend_in_place(x, ring, window, window.start)
+            attended: Tensor = self.out_proj(y.flatten(2))
+            return attended
         q, k, v = self._project(x, window.turn)
-        new = torch.stack((k, v), dim=2).to(ring.dtype)
-        q = q.to(ring.dtype)
+        new = torch.stack((k, v), dim=2)
+        if ring.scales is None:
+            q, new = q.to(ring.values.dtype), new.to(ring.values.dtype)
         ahead = self._attend_ahead(q, new, ring, window) if window.ahead else None
-        ring[window.slots[:, None], :, :, window.entries] = new
+        ring.write(window.slots, window.entries, new)
         if ahead is not None:
             y = ahead
         elif window.spans is None:
             y = self._attend_gathered(q, ring, window)
         else:
-            y = self._attend_spans(q, ring, window.spans)
+            y = self._attend_spans(q, ring.values, window.spans)
         out: Tensor = self.out_proj(y.flatten(2).to(x.dtype))
         return out
 
-    def _attend_ahead(self, q: Tensor, new: Tensor, ring: Tensor, window: Window) -> Tensor:
-        past = ring.index_select(0, window.slots)
+    def _attend_in_place(self, x: Tensor, ring: Ring, window: Window, start: Tensor) -> Tensor:
+        from moshi_server.model import ring_kernels
+
+        qkv = self.in_proj(x)
+        q = ring_kernels.rotate_and_write(qkv, window.turn, ring, window.slots, start, self.spec.num_heads)
+        return ring_kernels.attend(q, ring, window.slots, start)
+
+    def _attend_ahead(self, q: Tensor, new: Tensor, ring: Ring, window: Window) -> Tensor:
+        past = ring.gather(window.slots, q.dtype)
         keys, values = torch.cat((past, new.permute(0, 2, 3, 1, 4)), dim=3).unbind(1)
         gqa = self.spec.kv_repeat > 1
         y = functional.scaled_dot_product_attention(
@@ -277,8 +306,8 @@ class Attention(nn.Module):
         )
         return y.transpose(1, 2)
 
-    def _attend_gathered(self, q: Tensor, ring: Tensor, window: Window) -> Tensor:
-        keys, values = ring.index_select(0, window.slots).unbind(1)
+    def _attend_gathered(self, q: Tensor, ring: Ring, window: Window) -> Tensor:
+        keys, values = ring.gather(window.slots, q.dtype).unbind(1)
         gqa = self.spec.kv_repeat > 1
         y = functional.scaled_dot_product_attention(
             q.transpose(1, 2), keys, values, attn_mask=window.mask, enable_gqa=gqa
@@ -340,7 +369,7 @@ class TransformerLayer(nn.Module):
             x = x + self.layer_scale_cross(y)
         return self._feed_forward(x)
 
-    def step(self, x: Tensor, ring: Tensor, window: Window, held: Tensor | None = None) -> Tensor:
+    def step(self, x: Tensor, ring: Ring, window: Window, held: Tensor | None = None) -> Tensor:
         """(B, T, D_model) -> same; see `Attention.step` and `CrossAttention.step`."""
         x = x + self.layer_scale_1(self.self_attn.step(self.norm1(x), ring, window))
         if self.cross_attention is not None:
@@ -383,6 +412,8 @@ class StreamingTransformer(StreamingModule):
     ) -> State:
         """``position`` (slots,) int64, and for layer n ``ring.n`` (slots, 2, H_kv, context, D) and, with
         cross-attention, ``cross.n`` (slots, 2, H, length, D).
+
+        With ``dtype`` int8 the rings are held in 8 bits, each with its ``scales.n`` (`ring_attention`).
         """
         spec = self.spec
         device, dtype = self.placement(device, dtype)
@@ -390,9 +421,13 @@ class StreamingTransformer(StreamingModule):
         state: State = {"position": torch.zeros(slots, dtype=torch.int64, device=device)}
         for index in range(spec.num_layers):
             state[f"ring.{index}"] = torch.zeros(shape, device=device, dtype=dtype)
+            if dtype == torch.int8:
+                state[f"scales.{index}"] = torch.zeros(shape[:-1], device=device, dtype=torch.float16)
             if spec.cross is not None:
                 held = (slots, 2, spec.num_heads, spec.cross.length, spec.head_dim)
-                state[f"cross.{index}"] = torch.zeros(held, device=device, dtype=dtype)
+                state[f"cross.{index}"] = torch.zeros(
+                    held, device=device, dtype=self.placement(None, None)[1] if dtype == torch.int8 else dtype
+                )
         return state
 
     @torch.no_grad()
@@ -423,9 +458,9 @@ class StreamingTransformer(StreamingModule):
         assert piece is None or steps % piece == 0, f"{steps} positions are not pieces of {piece}"
         position = leaf(state, "position")
         start = position.index_select(0, slots)
-        window = Window.at(start, slots, steps, self.spec, piece)
+        window = Window.at(start, slots, steps, self.spec, piece, eight_bit="scales.0" in state)
         for index, layer in enumerate(self._layers()):
             held = leaf(state, f"cross.{index}") if self.spec.cross is not None else None
-            x = layer.step(x, leaf(state, f"ring.{index}"), window, held)
+            x = layer.step(x, Ring.of(state, index), window, held)
         position.index_copy_(0, slots, start + steps)
         return x
