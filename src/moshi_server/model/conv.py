@@ -37,7 +37,8 @@ class CausalConv1d(StreamingModule):
 
     def prepare(self) -> None:
         """Lay the weights out for ``step`` on a CPU. Call it again after they change."""
-        self._products = ConvProducts(self.conv) if self.conv.dilation[0] == 1 else None
+        fits = self.conv.weight.is_cpu and self.conv.dilation[0] == 1
+        self._products = ConvProducts(self.conv) if fits else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, T) -> (B, out, T / stride), from the beginning of a stream."""
