@@ -1,1 +1,1 @@
-"""Load generation and its reports."""
+"""Load for a running server: virtual clients over the real socket, and what they saw; it never imports torch."""

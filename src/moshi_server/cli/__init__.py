@@ -9,7 +9,7 @@ import typer
 
 from .. import __version__
 from ..errors import MoshiServerError
-from . import configs, convert, demo, plan, token, transcribe, validate, worker
+from . import bench, configs, convert, demo, plan, token, transcribe, validate, worker
 
 app = typer.Typer(
     name="moshi-server",
@@ -26,6 +26,7 @@ app.command()(convert.convert)
 app.command()(demo.demo)
 app.command()(transcribe.transcribe)
 app.command()(token.token)
+app.command()(bench.bench)
 
 
 def _version(wanted: bool) -> None:
