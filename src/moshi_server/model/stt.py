@@ -35,9 +35,11 @@ class SttModel(nn.Module):
         """Samples a step takes of each stream."""
         return self.mimi.frame_size
 
-    def init_state(self, slots: int, *, device: torch.device | str | None = None) -> State:
+    def init_state(self, slots: int, *, device: torch.device | str | None = None, eight_bit_kv: bool = False) -> State:
         """All-zero state: of Mimi and the language model, and for each slot, int64, its last ``text`` and ``codes``,
         the number of ``steps`` it has made and the ``seed`` of its sampling.
+
+        With ``eight_bit_kv`` the language model's keys and values are held in 8 bits.
         """
         device = device if device is not None else self.lm.text_emb.weight.device
 
@@ -46,7 +48,7 @@ class SttModel(nn.Module):
 
         return {
             "mimi": self.mimi.init_encoder_state(slots, device=device),
-            "lm": self.lm.init_state(slots, device=device),
+            "lm": self.lm.init_state(slots, device=device, dtype=torch.int8 if eight_bit_kv else None),
             "text": zeros(slots),
             "codes": zeros(slots, self.lm.spec.audio_codebooks),
             "steps": zeros(slots),
