@@ -19,6 +19,8 @@ from ..errors import (
 )
 from ..speech.transcript import Transcript, TranscriptWord
 from .asr import AsrClient, transcribe
+from .speaking import Speech
+from .tts import TtsClient, speak
 
 __all__ = [
     "AsrClient",
@@ -35,7 +37,10 @@ __all__ = [
     "ServerUnreachableError",
     "SessionError",
     "SessionLimitError",
+    "Speech",
     "Transcript",
     "TranscriptWord",
+    "TtsClient",
+    "speak",
     "transcribe",
 ]

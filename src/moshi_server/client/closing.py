@@ -66,12 +66,14 @@ def error_of_refusal(response: Response, url: str) -> MoshiServerError:
     hint = said.get("hint", "")
     if status == 401 or (status == 403 and "code" in said):
         return AuthError(said.get("code", "invalid_key"), message, hint=hint or "pass a valid api_key")
+    if status == 400 and "error" in said:
+        return InvalidMessageError(message, hint=hint)
     if status == 503:
         return NoFreeSlotError(message, hint=hint)
     if status in (403, 404, 405, 426):  # older workers answered 403 without a body at an unknown path
         return ResourceNotFoundError(
             f"nothing answers at {url}",
-            hint=hint or "the path must be that of a speech-to-text module: see /api/modules_info",
+            hint=hint or "the path must be that of a module which does this: see /api/modules_info",
         )
     if 300 <= status < 400:
         location = response.headers.get("Location", "elsewhere")
