@@ -7,13 +7,16 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from ..config import (
     AsrConfig,
     BatchedAsrConfig,
     Config,
     ContinuousConditionerConfig,
+    DepformerConfig,
+    LmConfig,
     LmModelConfig,
     LutConditionerConfig,
     MimiConfig,
@@ -29,28 +32,33 @@ from ..hub import resolve
 from ..speech.tokenizer import TextTokenizer
 from .ahead import AheadRunner, AheadStream, suits
 from .asr import AsrStream, SttRunner
+from .build_dialogue import dialogue_runner, dialogue_streams
 from .build_script import script_asr, script_post, script_tts
 from .cpu import choose_threads, keep_freed_memory
 from .devices import cuda_gpus
+from .dialogue import DialogueRunner
 from .hooks import EngineHooks
 from .post import LatentRunner, PostStream
 from .rooms import DecodeRunner
+from .runner import Runner
 from .sizing import plan_config
+from .token_log import PeriodicLog, RecordingRunner, SessionLog
 from .worker import Engine, EngineLimits
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
 
     from ..model.conditioning import ConditionerSpec
+    from ..model.depformer import DepformerSpec
     from ..model.lm import LmModel, LmSpec
     from ..model.mimi import Mimi
     from ..model.transformer import TransformerSpec
 
 logger = logging.getLogger(__name__)
 
-SERVED = ("Asr", "BatchedAsr", "Mimi", "PyPost")
+R = TypeVar("R", bound=Runner)
+
+SERVED = ("Asr", "BatchedAsr", "Lm", "Mimi", "PyPost")
 CHECKPOINTS = ("lm_model_file", "audio_tokenizer_file", "speaker_tokenizer_file")
 """Keys of files whose header says how much memory they take."""
 SERVED_BY_SCRIPT = ("Py", "PyBatchedAsr")
@@ -95,7 +103,7 @@ def build_engines(
     widths = [module.model.transformer.d_model for module in config.modules.values() if hasattr(module, "model")]
     choose_threads(max(widths, default=0))
     keep_freed_memory()
-    loader = _Loader(config.warmup.enabled)
+    loader = _Loader(config)
     plans = make_plans(config, device, env)
     built: list[BuiltModule] = []
     for name, module in config.modules.items():
@@ -104,6 +112,8 @@ def build_engines(
             match module:
                 case AsrConfig() | BatchedAsrConfig():
                     engine = loader.speech_to_text(name, module, where, _plan_of(plans, name), hooks)
+                case LmConfig():
+                    engine = loader.dialogue(name, module, where, _plan_of(plans, name), hooks)
                 case MimiConfig():
                     engine = loader.rooms(name, module, where, hooks)
                 case PyBatchedAsrConfig():
@@ -163,8 +173,9 @@ def _named(name: str) -> Iterator[None]:
 class _Loader:
     """Loads modules; weights that come from the same file are loaded once."""
 
-    def __init__(self, warmup: bool) -> None:
-        self._warmup = warmup
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._warmup = config.warmup.enabled
         self._lms: dict[tuple[Path, str, torch.dtype, torch.device], LmModel] = {}
         self._codecs: dict[tuple[Path, int | None, bool, torch.device], Mimi] = {}
 
@@ -203,11 +214,56 @@ class _Loader:
 
         runner = fitting_runner(make, name, sized.batch_size, plan)
         delay = text_delay(module)
+        log = self._token_log(module, runner.slots, (lm.spec.text_start_token, lm.spec.audio_pad_token))
         return Engine(
             name,
             module.type,
-            runner,
+            runner if log is None else RecordingRunner(runner, log),
             lambda: stream_type(delay, tokenizer.decode, watchdog_seconds=module.watchdog_seconds),
+            limits=EngineLimits(module.max_queue_seconds, module.max_session_seconds),
+            hooks=hooks,
+            warmup=self._warmup,
+            token_log=log,
+        )
+
+    def _token_log(
+        self, module: AsrConfig | BatchedAsrConfig, slots: int, start: tuple[int, int]
+    ) -> SessionLog | PeriodicLog | None:
+        folder, instance = Path(self._config.log_dir), self._config.instance_name
+        if isinstance(module, AsrConfig):
+            return SessionLog(folder, instance, slots, start) if module.save_tokens else None
+        if module.log_frequency_s is None:
+            return None
+        return PeriodicLog(folder, instance, slots, start, module.log_frequency_s)
+
+    def dialogue(self, name: str, module: LmConfig, device: torch.device, plan: Plan, hooks: EngineHooks) -> Engine:
+        """One module of type `Lm`."""
+        import torch
+
+        if module.quantize is not None:
+            raise NotServedError("quantize is not served by this version", hint="remove the key")
+        sized = plan[name]
+        tokenizer = TextTokenizer(resolve(module.text_tokenizer_file))
+        codebooks = max(module.gen.generated_audio_codebooks, module.gen.input_audio_codebooks)
+        try:
+            lm = self._lm(resolve(module.lm_model_file), lm_spec(module.model), number_type(sized.dtype.dtype), device)
+            mimi = self._mimi(resolve(module.audio_tokenizer_file), codebooks, device, decoder=True)
+        except torch.OutOfMemoryError:
+            plan.halve(name, 1)
+            raise
+        make_runner = dialogue_runner(module, lm, mimi, device)
+
+        def make(slots: int) -> DialogueRunner:
+            runner = make_runner(slots)
+            if device.type == "cuda":
+                runner.warmup()
+            return runner
+
+        return Engine(
+            name,
+            module.type,
+            fitting_runner(make, name, sized.batch_size, plan),
+            dialogue_streams(module, tokenizer),
             limits=EngineLimits(module.max_queue_seconds, module.max_session_seconds),
             hooks=hooks,
             warmup=self._warmup,
@@ -296,7 +352,7 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def fitting_runner(make: Callable[[int], SttRunner], name: str, slots: int, plan: Plan) -> SttRunner:
+def fitting_runner(make: Callable[[int], R], name: str, slots: int, plan: Plan) -> R:
     """A runner with ``slots`` slots, or with half of them, and so on, if the memory cannot really be taken.
 
     Raises:
@@ -336,7 +392,15 @@ def lm_spec(config: LmModelConfig) -> LmSpec:
         extra_heads_num=heads.num_heads if heads else 0,
         extra_heads_dim=heads.dim if heads else 0,
         conditioners={name: conditioner_spec(entry) for name, entry in (config.conditioners or {}).items()},
+        depformer=depformer_spec(config.depformer) if config.depformer else None,
     )
+
+
+def depformer_spec(config: DepformerConfig) -> DepformerSpec:
+    """The depth transformer's sizes."""
+    from ..model.depformer import DepformerSpec
+
+    return DepformerSpec(config.num_slices, transformer_spec(config.transformer), low_rank=config.low_rank_embeddings)
 
 
 def conditioner_spec(config: LutConditionerConfig | ContinuousConditionerConfig) -> ConditionerSpec:
