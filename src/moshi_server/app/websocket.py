@@ -17,7 +17,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from structlog.contextvars import bind_contextvars
 
 from ..audio import FRAME_SIZE
-from ..auth import Caller
+from ..auth import OPEN, Caller
 from ..errors import ClientTimeoutError, InvalidMessageError, MoshiServerError, SessionError
 from ..events import Word
 from ..metrics import Metrics
@@ -72,9 +72,11 @@ class Pump:
         self._loop = asyncio.get_running_loop()
         self._last_message = self._loop.time()
         self._handing_over = False
+        self._caller = OPEN
 
     async def run(self, caller: Caller) -> None:
         """Accept, take a slot, carry messages both ways, and close with the reason."""
+        self._caller = caller
         await self._websocket.accept()
         bind_contextvars(module=self._module.name)
         self._module.metrics.connected()
@@ -104,7 +106,7 @@ class Pump:
         logger.info("stream ended", extra={"fields": fields})
 
     async def _open(self) -> Channel:
-        return await self._module.engine.open(wait_seconds=SLOT_SECONDS)
+        return await self._module.engine.open(wait_seconds=SLOT_SECONDS, caller=self._caller.name)
 
     def _end(self, error: Exception) -> int:
         """Say why, as an `Error` message for clients that know only upstream and as a close code."""

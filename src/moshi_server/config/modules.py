@@ -90,6 +90,8 @@ class AsrConfig(_Asr):
     type: Literal["Asr"]
     batch_size: BatchSize = 8
     """Ours: how many streams at once (upstream sets no bound)."""
+    save_tokens: bool = True
+    """Ours: whether each stream's tokens are saved in ``log_dir`` when it ends, as upstream always does."""
     max_session_seconds: PositiveFloat | None = 360.0
 
 

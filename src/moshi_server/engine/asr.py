@@ -266,6 +266,15 @@ class SttRunner:
             packed = self._torch.cat((tokens.to(prs.dtype).unsqueeze(1), prs), dim=1).cpu()
         return [AsrOutput(int(row[0]), tuple(row[1:])) for row in packed.tolist()]
 
+    def last_codes(self, slots: Sequence[int]) -> NDArray[np.int64]:
+        """The codes (n, K) of the frames that these slots heard last."""
+        from ..model.streaming import leaf
+
+        with self._torch.inference_mode():
+            index = self._torch.tensor(list(slots), dtype=self._torch.int64, device=self._device)
+            codes: NDArray[np.int64] = leaf(self._state, "codes").index_select(0, index).cpu().numpy()
+        return codes
+
     def warmup(self) -> None:
         """Two steps of silence for one stream, and for all of them."""
         for count in sorted({1, self._slots}):

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from structlog.contextvars import bind_contextvars
 
@@ -21,6 +21,9 @@ from .hooks import EngineHooks
 from .runner import Runner, Stream
 from .session import Session
 from .slots import SlotTable
+
+if TYPE_CHECKING:
+    from .token_log import TokenLog
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,7 @@ class Engine:
         runner: the model; used on the model thread only from `start` on.
         make_stream: makes one client's logic.
         prepare: called first on the model thread, before the warm-up; what it raises is the end of the module.
+        token_log: told of each stream, and closed at the end.
         isolated: its failure is its own affair: the server starts and goes on without it (a user's script).
     """
 
@@ -63,6 +67,7 @@ class Engine:
         hooks: EngineHooks | None = None,
         warmup: bool = True,
         prepare: Callable[[], None] | None = None,
+        token_log: TokenLog | None = None,
         isolated: bool = False,
     ) -> None:
         self.name = name
@@ -75,6 +80,7 @@ class Engine:
         self._hooks = hooks or EngineHooks()
         self._warmup = warmup
         self._prepare = prepare
+        self._token_log = token_log
         self.isolated = isolated
         self._slots = SlotTable(runner.slots)
         self._batcher = Batcher(runner, self._hooks, session_seconds=self._limits.session_seconds)
@@ -112,11 +118,12 @@ class Engine:
             await asyncio.sleep(0.02)
         self.check_open()
 
-    async def open(self, *, wait_seconds: float = 0.0) -> Session:
+    async def open(self, *, wait_seconds: float = 0.0, caller: str = "") -> Session:
         """Take a slot for one stream; its first event is `Ready`.
 
         Args:
             wait_seconds: how long to queue for a slot when all are taken.
+            caller: who it is for, as it may stand in a log.
 
         Raises:
             NoFreeSlotError: no slot, even after waiting.
@@ -143,6 +150,8 @@ class Engine:
             self._slots.release(slot)
             raise
         self._hooks.on_open()
+        if self._token_log is not None:
+            self._token_log.begin(slot, caller)
         session.deliver([Ready()], None)
         self._batcher.add(session)
         return session
@@ -164,6 +173,8 @@ class Engine:
         lost = self.status == "failed"  # it may hang in the step that failed
         if self._thread.is_alive() and self._thread is not threading.current_thread() and not lost:
             self._thread.join(timeout=30)
+        if self._token_log is not None:
+            self._token_log.close()
 
     def abandon(self, error: EngineFailedError) -> None:
         """Give up on the model thread, which hangs in a step: its streams end, and it is left behind.
@@ -190,6 +201,8 @@ class Engine:
 
     def _closed(self, session: Session) -> None:
         self._batcher.discard(session)
+        if self._token_log is not None:
+            self._token_log.end(session.slot)
         self._slots.release(session.slot)
         self._hooks.on_close(session.steps)
 
