@@ -45,15 +45,17 @@ class Connection(WebSocketsSansIOProtocol):
         """Seconds since the client was last heard; 0 while it is not listened to."""
         return 0.0 if self.read_paused else self.loop.time() - self._heard
 
-    def hang_up(self, code: int, reason: str, last_words: bytes = b"") -> None:
-        """Send ``last_words`` as a binary message, if any, then a close frame; give up on the client soon after.
+    def hang_up(self, code: int, reason: str, last_words: bytes | str = b"") -> None:
+        """Send ``last_words`` as a message, if any, then a close frame; give up on the client soon after.
 
         It never waits: what a client does not read is dropped with its connection.
         """
         if self.close_sent or self.disconnected or self.transport.is_closing():
             return
         self.conn.data_to_send()  # whatever the library meant to say is replaced by this
-        frames = [Frame(Opcode.BINARY, last_words)] if last_words else []
+        text = isinstance(last_words, str)
+        words = last_words.encode() if isinstance(last_words, str) else last_words
+        frames = [Frame(Opcode.TEXT if text else Opcode.BINARY, words)] if words else []
         frames.append(Frame(Opcode.CLOSE, Close(code, reason_text(reason)).serialize()))
         self.transport.write(b"".join(frame.serialize(mask=False) for frame in frames))
         self.stop_keepalive()

@@ -73,11 +73,12 @@ class Pump:
         self._last_message = self._loop.time()
         self._handing_over = False
         self._caller = OPEN
+        self._subprotocol: str | None = None
 
     async def run(self, caller: Caller) -> None:
         """Accept, take a slot, carry messages both ways, and close with the reason."""
         self._caller = caller
-        await self._websocket.accept()
+        await self._websocket.accept(self._subprotocol)
         bind_contextvars(module=self._module.name)
         self._module.metrics.connected()
         start = time.monotonic()
@@ -128,34 +129,46 @@ class Pump:
                 data = str(message["text"])
             if len(data) > self._module.limits.max_message_bytes:
                 raise self._too_big()
-            events = self._events(data)
-            if events is None:
-                continue
             self._handing_over = True
-            for event in events:
-                try:
-                    await session.send(event)
-                except SessionError:
-                    # The session has ended. `_write` raises the reason once everything before it is sent.
-                    await self._loop.create_future()
+            counts = await self._deliver(data, session)
             self._handing_over = False
-            self._last_message = self._loop.time()
+            if counts:
+                self._last_message = self._loop.time()
+
+    async def _deliver(self, data: bytes | str, session: Channel) -> bool:
+        """Hand a message's events over; whether it counts as a sign of life."""
+        events = self._events(data)
+        for event in events or ():
+            await self._hand_over(event, session)
+        return events is not None
+
+    async def _hand_over(self, event: Any, session: Channel) -> None:
+        try:
+            await session.send(event)
+        except SessionError:
+            # The session has ended. `_write` raises the reason once everything before it is sent.
+            await self._loop.create_future()
 
     async def _write(self, session: Channel) -> None:
         while events := await session.receive():
             if words := sum(isinstance(event, Word) for event in events):
                 self._module.metrics.spoke(words)
             for event in events:
-                for data in self._messages(event):
-                    await self._put(data)
+                await self._tell(event, session)
         for data in self._last_messages():
             await self._put(data)
 
-    async def _put(self, data: bytes) -> None:
+    async def _tell(self, event: Any, session: Channel) -> None:
+        for data in self._messages(event):
+            await self._put(data)
+
+    async def _put(self, data: bytes | str) -> None:
         limit = self._module.limits.send_seconds
         try:
             async with asyncio.timeout(limit):
-                await self._websocket.send({"type": "websocket.send", "bytes": data})
+                await self._websocket.send(
+                    {"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data}
+                )
         except TimeoutError:
             raise ClientTimeoutError(f"the client read nothing for {limit:g} s") from None
 

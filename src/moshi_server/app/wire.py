@@ -26,8 +26,8 @@ class Wire(Protocol):
         """One event as a binary message, or None if this client did not ask for it."""
         ...
 
-    def farewell(self, message: str) -> bytes:
-        """The binary message that says why the stream ends; empty if the protocol has none."""
+    def farewell(self, message: str) -> bytes | str:
+        """The message that says why the stream ends; empty if the protocol has none."""
         ...
 
 

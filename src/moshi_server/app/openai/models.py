@@ -56,15 +56,19 @@ class Models:
             code="model_not_found",
         )  # fmt: skip
 
-    def check(self, connection: HTTPConnection, module: ServedModule) -> None:
+    def check(self, connection: HTTPConnection, module: ServedModule, key: str = "") -> None:
         """Refuse a caller whose credentials the module does not accept; a bearer may be an API key.
+
+        Args:
+            key: an API key that came another way.
 
         Raises:
             ApiError: 401.
         """
         if not module.auth:
             return
-        headers = [self._as_ours(name, value) for name, value in connection.headers.items()]
+        headers = [(KEY_HEADER, key)] if key else []
+        headers += [self._as_ours(name, value) for name, value in connection.headers.items()]
         try:
             self._state.auth.check(headers, connection.query_params, time.time())
         except AuthError as error:
