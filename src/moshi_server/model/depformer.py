@@ -170,7 +170,7 @@ class Depformer(nn.Module):
         *,
         codebooks: int | None = None,
         forced: Tensor | None = None,
-        guidance: float | None = None,
+        guidance: float | Tensor | None = None,
         cache: Tensor | None = None,
     ) -> Tensor:
         """The codes (B, K) int64 of one frame, K being ``codebooks`` or all of them.
@@ -182,7 +182,7 @@ class Depformer(nn.Module):
             codebooks: how many to make; the others are the least important.
             forced: (B, K) int64; where not negative, the code that the next codebook is told of instead of the drawn
                 one. What is returned is what was drawn.
-            guidance: the coefficient of classifier-free guidance.
+            guidance: the coefficient of classifier-free guidance, or (B, 1) of them.
             cache: `init_cache` of as many rows as ``hidden``, to be used again.
         """
         count = self.spec.codebooks if codebooks is None else codebooks
