@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +72,13 @@ class TransformerSpec:
         return 2 * self.dim_feedforward // 3
 
 
+@cache
+def constant(value: float, device: torch.device) -> Tensor:
+    """``value``, f32, where some operation only takes a tensor: made once, since small models call nothing as often."""
+    with torch.inference_mode(False):
+        return torch.tensor(value, device=device)
+
+
 class RMSNorm(nn.Module):
     """Root mean square normalization in f32, with upstream's epsilon."""
 
@@ -85,8 +93,9 @@ class RMSNorm(nn.Module):
         if x.is_cuda:  # one kernel there, but as many as it has operations on a CPU
             return functional.rms_norm(x, (x.shape[-1],), self.alpha.flatten().to(x.dtype), self.EPS)
         y = x.float()
-        y = y * (y.square().mean(-1, keepdim=True) + self.EPS).rsqrt() * self.alpha.flatten().float()
-        return y.to(x.dtype)
+        length = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
+        scale = torch.addcmul(constant(self.EPS, y.device), length, length, value=1 / y.shape[-1]).rsqrt()
+        return (y * scale * self.alpha.view(-1).float()).to(x.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -141,17 +150,31 @@ class GatedMlp(nn.Module):
 
 def rotation(positions: Tensor, spec: TransformerSpec) -> Tensor:
     """Unit complex numbers (..., 1, D/2), complex64, that turn a head of width D at ``positions`` (...)."""
-    half = spec.head_dim // 2
-    exponents = torch.arange(half, device=positions.device, dtype=torch.float32)
-    frequencies = torch.exp(exponents * (-math.log(spec.max_period) / half))
-    angles = positions.float()[..., None, None] * frequencies
-    return torch.polar(torch.ones_like(angles), angles)
+    angles = positions[..., None, None] * frequencies(spec.head_dim, spec.max_period, positions.device)
+    return torch.polar(constant(1.0, positions.device), angles)
+
+
+@cache
+def frequencies(width: int, max_period: float, device: torch.device) -> Tensor:
+    """By how much each pair of channels of a head turns from one position to the next, (width / 2,) f32."""
+    half = width // 2
+    with torch.inference_mode(False):
+        exponents = torch.arange(half, device=device, dtype=torch.float32)
+        return torch.exp(exponents * (-math.log(max_period) / half))
 
 
 def rotate(x: Tensor, turn: Tensor) -> Tensor:
     """Turn ``x`` (B, T, H, D) by ``turn`` (B or 1, T, 1, D/2), even and odd channels as pairs, in f32."""
     pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
+
+
+def rotate_(x: Tensor, turn: Tensor) -> None:
+    """As `rotate`, in place."""
+    if x.dtype is torch.float32:
+        torch.view_as_complex(x.view(*x.shape[:-1], -1, 2)).mul_(turn)
+    else:
+        x.copy_(rotate(x, turn))
 
 
 def visible_keys(last: Tensor, steps: int, keys: int, context: int) -> Tensor:
@@ -184,20 +207,29 @@ def visible_ahead(start: Tensor, steps: int, piece: int, context: int) -> Tensor
     return torch.cat((past, ours.expand(len(start), -1, -1)), dim=2)[:, None]
 
 
+class Span(NamedTuple):
+    """One stream's part of a ring."""
+
+    slot: int
+    keys: int  # how many entries are written
+    newest: int  # which of them last
+    hidden: Tensor | None  # what each position may not see, (T, count), where there are several
+
+
 @dataclass(frozen=True)
 class Window:
     """Where one step writes in the ring and what it reads of it: worked out once, used by every layer.
 
-    On a CPU, ``spans`` holds for each stream its slot, how much of the ring is written, and a mask if there are several
-    positions: attention then costs what each stream has heard, not ``context``. Elsewhere reading positions back would
-    stall the device, and several streams with a short ring cost less together: the whole ring is gathered then, and
-    ``mask`` hides what is not there. Kernels that read the ring in place need to know ``start`` only.
+    On a CPU, ``spans`` says where each stream is: attention then costs what each stream has heard, not ``context``.
+    Elsewhere reading positions back would stall the device, and several streams with a short ring cost less together:
+    the whole ring is gathered then, and ``mask`` hides what is not there. Kernels that read the ring in place need to
+    know ``start`` only.
     """
 
     slots: Tensor  # (B,)
     entries: Tensor  # (B, T), where in the ring
     turn: Tensor | None  # (B, T, 1, D/2)
-    spans: list[tuple[int, int, Tensor | None]] | None
+    spans: list[Span] | None
     mask: Tensor | None  # (B, 1, T, context)
 
     rows: tuple[int, ...] | None = None
@@ -221,7 +253,7 @@ class Window:
     ) -> Window:
         """The window of the streams ``slots`` (B,) whose next position is ``start`` (B,)."""
         context = spec.context
-        positions = start[:, None] + torch.arange(steps, device=start.device)
+        positions = start[:, None] if steps == 1 else start[:, None] + torch.arange(steps, device=start.device)
         turn = rotation(positions, spec) if spec.positional_embedding == "rope" else None
         if piece is not None and piece < steps:
             mask = visible_ahead(start, steps, piece, context)
@@ -233,11 +265,20 @@ class Window:
             mask = visible_keys(last, steps, context, context)[:, None]
             rows = tuple(slots.tolist()) if start.device.type == "cpu" and spec.cross is not None else None
             return Window(slots, positions % context, turn, None, mask, rows)
-        spans: list[tuple[int, int, Tensor | None]] = []
+        spans: list[Span] = []
         for row, (slot, end) in enumerate(zip(slots.tolist(), last.tolist(), strict=True)):
             keys = min(end + 1, context)
-            spans.append((slot, keys, ~visible_keys(last[row], steps, keys, context) if steps > 1 else None))
-        return Window(slots, positions % context, turn, spans, None, tuple(slot for slot, _, _ in spans))
+            hidden = ~visible_keys(last[row], steps, keys, context) if steps > 1 else None
+            spans.append(Span(slot, keys, end % context, hidden))
+        return Window(slots, positions % context, turn, spans, None, tuple(span.slot for span in spans))
+
+    def write(self, ring: Ring, new: Tensor) -> None:
+        """Put keys and values (B, T, 2, H_kv, D) in their entries of ``ring``."""
+        if self.spans is not None and new.shape[:2] == (1, 1):
+            slot, _, newest, _ = self.spans[0]
+            ring.values[slot, :, :, newest] = new[0, 0]
+        else:
+            ring.write(self.slots, self.entries, new)
 
 
 class Attention(nn.Module):
@@ -275,12 +316,15 @@ class Attention(nn.Module):
             y = self._attend_in_place(x, ring, window, window.start)
             attended: Tensor = self.out_proj(y.flatten(2))
             return attended
-        q, k, v = self._project(x, window.turn)
-        new = torch.stack((k, v), dim=2)
+        spec = self.spec
+        qkv = self.in_proj(x).unflatten(-1, (-1, spec.head_dim))
+        if window.turn is not None:
+            rotate_(qkv[:, :, : spec.num_heads + spec.kv_heads], window.turn)
         if ring.scales is None:
-            q, new = q.to(ring.values.dtype), new.to(ring.values.dtype)
+            qkv = qkv.to(ring.values.dtype)
+        q, new = qkv[:, :, : spec.num_heads], qkv[:, :, spec.num_heads :].unflatten(2, (2, spec.kv_heads))
         ahead = self._attend_ahead(q, new, ring, window) if window.ahead else None
-        ring.write(window.slots, window.entries, new)
+        window.write(ring, new)
         if ahead is not None:
             y = ahead
         elif window.spans is None:
@@ -314,15 +358,16 @@ class Attention(nn.Module):
         )
         return y.transpose(1, 2)
 
-    def _attend_spans(self, q: Tensor, ring: Tensor, spans: list[tuple[int, int, Tensor | None]]) -> Tensor:
+    def _attend_spans(self, q: Tensor, ring: Tensor, spans: list[Span]) -> Tensor:
         # Two batched products over one stream's heads: the fused CPU kernel is up to 12 times slower in bf16, and
         # gathering several streams copies their whole rings.
         batch, steps, heads, width = q.shape
         rows: list[Tensor] = []
-        grouped = (q * width**-0.5).transpose(1, 2).reshape(batch, self.spec.kv_heads, -1, width)
-        for row, (slot, count, hidden) in enumerate(spans):
+        grouped = q.transpose(1, 2).reshape(batch, self.spec.kv_heads, -1, width)
+        unused = grouped.new_empty(())
+        for row, (slot, count, _, hidden) in enumerate(spans):
             keys, values = ring[slot, :, :, :count].unbind(0)
-            scores = torch.bmm(grouped[row], keys.transpose(1, 2)).float()
+            scores = torch.baddbmm(unused, grouped[row], keys.transpose(1, 2), beta=0, alpha=width**-0.5).float()
             if hidden is not None:
                 scores.view(-1, steps, count).masked_fill_(hidden, -math.inf)
             mixed = torch.bmm(scores.softmax(-1).to(values.dtype), values)
