@@ -9,7 +9,7 @@ import typer
 
 from .. import __version__
 from ..errors import MoshiServerError
-from . import bench, configs, convert, demo, plan, token, transcribe, validate, worker
+from . import bench, configs, convert, demo, doctor, mic, plan, say, token, transcribe, validate, worker
 
 app = typer.Typer(
     name="moshi-server",
@@ -21,10 +21,13 @@ app = typer.Typer(
 app.command()(worker.worker)
 app.command()(validate.validate)
 app.command()(configs.configs)
+app.command()(doctor.doctor)
 app.command()(plan.plan)
 app.command()(convert.convert)
 app.command()(demo.demo)
 app.command()(transcribe.transcribe)
+app.command()(mic.mic)
+app.command()(say.say)
 app.command()(token.token)
 app.command()(bench.bench)
 

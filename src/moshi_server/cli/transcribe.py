@@ -81,7 +81,7 @@ def transcribe(
     else:
         from .local import streams_of
 
-        streams = streams_of(config or "demo", cpu=cpu, notice=_notice)
+        streams = streams_of(config or "demo", cpu=cpu, notice=notice)
     failed = asyncio.run(_all(files, streams, format, output, realtime=realtime))
     raise typer.Exit(1 if failed else 0)
 
@@ -205,7 +205,7 @@ def _clock(seconds: float) -> str:
 
 
 @contextmanager
-def _notice(text: str) -> Iterator[None]:
+def notice(text: str) -> Iterator[None]:
     """Show that something takes its time, on a terminal."""
     from rich.console import Console
 
