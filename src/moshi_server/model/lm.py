@@ -17,6 +17,7 @@ from torch.nn import functional
 from moshi_server.model.conditioning import ConditionerSpec, ConditionProvider
 from moshi_server.model.depformer import Depformer, DepformerSpec
 from moshi_server.model.embedding import TokenEmbedding, TokenTable
+from moshi_server.model.quantize import QuantizedLinear
 from moshi_server.model.streaming import State
 from moshi_server.model.transformer import StreamingTransformer, TransformerSpec, build_norm
 
@@ -65,7 +66,7 @@ class LmModel(nn.Module):
         self.emb = nn.ModuleList(TokenTable(spec.audio_vocab_size, width) for _ in range(spec.audio_codebooks))
         self.transformer = StreamingTransformer(spec.transformer)
         self.out_norm = build_norm(spec.transformer)
-        self.text_linear = nn.Linear(width, spec.text_out_vocab_size, bias=False)
+        self.text_linear: nn.Linear | QuantizedLinear = nn.Linear(width, spec.text_out_vocab_size, bias=False)
         self.heads = nn.ModuleList(
             nn.Linear(width, spec.extra_heads_dim, bias=False) for _ in range(spec.extra_heads_num)
         )
@@ -83,7 +84,7 @@ class LmModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The number type of the layers; logits and conditions are f32 whatever it is."""
-        return self.text_emb.weight.dtype
+        return next(self.out_norm.parameters()).dtype  # embeddings may be in fewer bits
 
     def _embed(self, text: Tensor, audio: Tensor, condition: Tensor | None) -> Tensor:
         """Text (...) and audio (K, ...) tokens -> (..., D); summed in f32."""
@@ -101,8 +102,10 @@ class LmModel(nn.Module):
 
     def _read_out(self, x: Tensor) -> tuple[Tensor, Tensor]:
         hidden: Tensor = self.out_norm(x)
-        logits = functional.linear(hidden.float(), self.text_linear.weight.float())
-        return logits, hidden
+        head = self.text_linear
+        if isinstance(head, QuantizedLinear):
+            return head(hidden.float()), hidden
+        return functional.linear(hidden.float(), head.weight.float()), hidden
 
     def forward(
         self, text: Tensor, audio: Tensor, condition: Tensor | None = None, source: Tensor | None = None

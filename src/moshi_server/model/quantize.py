@@ -247,13 +247,11 @@ def works(kernel: MakeKernel, kind: Quantize) -> bool:
 class QuantizedLinear(nn.Module):
     """A linear layer whose weight is held in 8 or 4 bits; nothing to train, nothing to save."""
 
-    bias: Tensor | None
-
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None = None, kernel: MakeKernel | None = None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.kind = weight.kind
-        self.register_buffer("bias", bias, persistent=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self._kernel = (kernel or best_kernel(weight.kind))(weight)
 
     def forward(self, x: Tensor) -> Tensor:

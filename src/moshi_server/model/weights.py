@@ -22,6 +22,16 @@ from torch import Tensor, nn
 from moshi_server.errors import CheckpointError
 from moshi_server.model.lm import LmModel, LmSpec
 from moshi_server.model.names import Naming, Piece, layout, pieces
+from moshi_server.model.quantize import Quantize, QuantizedLinear, QuantizedWeight, quantize
+from moshi_server.model.quantize_file import (
+    SCALES,
+    is_table,
+    kind_of,
+    quantized_in,
+    read_weight,
+    stored_kind,
+    whole_shape,
+)
 from moshi_server.model.tensor_file import Shape
 
 # Parts that a checkpoint may carry and a configuration may leave out, as the published ones do.
@@ -59,28 +69,44 @@ def parameter_shapes(spec: LmSpec) -> dict[str, Shape]:
 
 
 def load_lm(
-    path: Path | str, spec: LmSpec, *, dtype: torch.dtype, device: torch.device | str = "cpu", strict: bool = True
+    path: Path | str,
+    spec: LmSpec,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    strict: bool = True,
+    kind: Quantize | None = None,
 ) -> LmModel:
     """The language model of a safetensors file, in either naming, ready to run.
 
     Tensors come one at a time from the mapped file; on a CPU those already of type ``dtype`` stay in the map, unread
     until they are used. A feed-forward as wide as the PyTorch package makes it is taken as it is. CheckpointError
     names every tensor that is missing, unknown (unless not ``strict``), misshapen or beyond ``dtype``.
+
+    Given ``kind``, layers are held in 8 or 4 bits (on a CPU only) and embeddings in 16; they are quantized here unless
+    they are so in the file. Without it, what is quantized in the file is brought to ``dtype``.
     """
+    assert kind is None or torch.device(device).type == "cpu", "layers are held in 8 or 4 bits on a CPU only"
     try:
         with safe_open(path, framework="pt") as file:
+            already = quantized_in(file.metadata() or {}, path)
+            if kind and already and kind != already:
+                raise CheckpointError(f"{path}: is quantized to {already}", hint=f'set quantize = "{already}"')
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            stored = {name: tuple(piece.get_shape()) for name, piece in slices.items()}
+            if already:
+                slices = {name: piece for name, piece in slices.items() if not name.endswith(SCALES)}
             types = {name: piece.get_dtype() for name, piece in slices.items()}
+            stored = {name: whole_shape(tuple(piece.get_shape()), types[name]) for name, piece in slices.items()}
         found = pieces(stored, spec)
         shapes = {ours: _shape(parts[0], stored) for ours, parts in found.items()}
         kinds = {ours: types[parts[0].name] for ours, parts in found.items()}
         spec = _as_wide_as(spec, shapes)
         needed = parameter_shapes(spec)
-        _raise_for(path, _problems(needed, shapes, kinds, strict))
+        _raise_for(path, _problems(needed, shapes, kinds, strict, already is not None))
         with torch.device("meta"):
             model = LmModel(spec)
-        overflowing = _fill(model, path, {name: found[name] for name in needed}, dtype, torch.device(device))
+        wanted = {name: found[name] for name in needed}
+        overflowing = _fill(model, path, wanted, dtype, torch.device(device), kind)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors: {error}") from error
     if overflowing:
@@ -157,13 +183,15 @@ def _depth_as_wide_as(spec: LmSpec, shapes: dict[str, Shape]) -> LmSpec:
     return dataclasses.replace(spec, depformer=dataclasses.replace(depth, widths=widths))
 
 
-def _problems(needed: dict[str, Shape], found: dict[str, Shape], kinds: dict[str, str], strict: bool) -> Iterator[str]:
+def _problems(
+    needed: dict[str, Shape], found: dict[str, Shape], kinds: dict[str, str], strict: bool, quantized: bool
+) -> Iterator[str]:
     for name, shape in needed.items():
         if name not in found:
             yield f"missing {name} {list(shape)}"
         elif found[name] != shape:
             yield f"{name} is {list(found[name])} where {list(shape)} is needed"
-        elif kinds[name] not in ("F32", "F16", "BF16", "F64"):
+        elif kinds[name] not in ("F32", "F16", "BF16", "F64") and not (quantized and stored_kind(kinds[name])):
             yield f"{name} is of type {kinds[name]} where floating point is needed"
     for name in found if strict else ():
         if name not in needed and not name.startswith(_OPTIONAL_PARTS):
@@ -184,7 +212,12 @@ def _raise_for(path: Path | str, problems: Iterable[str]) -> None:
 
 @torch.no_grad()
 def _fill(
-    model: LmModel, path: Path | str, names: dict[str, list[Piece]], dtype: torch.dtype, device: torch.device
+    model: LmModel,
+    path: Path | str,
+    names: dict[str, list[Piece]],
+    dtype: torch.dtype,
+    device: torch.device,
+    held: Quantize | None,
 ) -> list[str]:
     """Give every parameter of the empty ``model`` its tensor; returns the names of those that ``dtype`` cannot hold.
 
@@ -195,26 +228,50 @@ def _fill(
     unmapped_soon = 0
     file: Any = safe_open(path, framework="pt")
     for name, parts in names.items():
-        kind = torch.float32 if is_always_f32(name) else dtype
         stored = _read(file, parts[0])
         for other in parts[1:]:
-            if not torch.equal(_read(file, other), stored):
+            if not _same(_read(file, other), stored):
                 raise CheckpointError(
                     f"{path}: {other} differs from {parts[0]}, which this engine takes for one and the same"
                 )
-        tensor = stored.to(device, kind)
-        if kind is torch.float16 and stored.dtype is not kind and not bool(tensor.isfinite().all()):
-            overflowing.append(str(parts[0]))
-        if tensor is not stored:
-            unmapped_soon += stored.nbytes
         owner, _, leaf_name = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf_name, nn.Parameter(tensor, requires_grad=False))
-        del stored, tensor
+        kind = kind_of(name, tuple(stored.shape), held) if held is not None else None
+        if kind is not None:
+            layer = QuantizedLinear(stored if isinstance(stored, QuantizedWeight) else quantize(stored, kind))
+            model.set_submodule(owner, layer)
+            unmapped_soon += stored.nbytes
+        else:
+            values = stored.dequantized() if isinstance(stored, QuantizedWeight) else stored
+            tensor = values.to(device, _number_type(name, dtype, values.dtype, held))
+            if tensor.dtype is torch.float16 is not values.dtype and not bool(tensor.isfinite().all()):
+                overflowing.append(str(parts[0]))
+            if tensor is not stored:
+                unmapped_soon += stored.nbytes
+            setattr(model.get_submodule(owner), leaf_name, nn.Parameter(tensor, requires_grad=False))
+            del values, tensor
+        del stored
         if unmapped_soon > _REMAP_BYTES:
             file, unmapped_soon = safe_open(path, framework="pt"), 0
     return overflowing
 
 
-def _read(file: Any, piece: Piece) -> Tensor:
+def _number_type(name: str, dtype: torch.dtype, stored: torch.dtype, held: Quantize | None) -> torch.dtype:
+    if is_always_f32(name):
+        return torch.float32
+    if held is None or dtype is not torch.float32 or not is_table(name):
+        return dtype
+    return stored if stored is torch.float16 else torch.bfloat16
+
+
+def _read(file: Any, piece: Piece) -> Tensor | QuantizedWeight:
     tensor: Tensor = file.get_tensor(piece.name)
+    if tensor.dtype in (torch.int8, torch.uint8):
+        weight = read_weight(tensor, file.get_tensor(piece.name + SCALES))
+        return weight if piece.stop is None else weight.rows(piece.start, piece.stop)
     return tensor if piece.stop is None else tensor[piece.start : piece.stop]
+
+
+def _same(one: Tensor | QuantizedWeight, other: Tensor | QuantizedWeight) -> bool:
+    if isinstance(one, QuantizedWeight) and isinstance(other, QuantizedWeight):
+        return torch.equal(one.values, other.values) and torch.equal(one.scales, other.scales)
+    return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
