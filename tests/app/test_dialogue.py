@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
+import sys
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,6 +18,7 @@ import websockets
 
 from moshi_server.app.module import ClientLimits
 from moshi_server.audio import OpusDecoder, OpusEncoder
+from moshi_server.auth import Authenticator
 from moshi_server.client.dialogue import DialogueClient
 from moshi_server.engine.build import build_engines
 from moshi_server.engine.hooks import EngineHooks
@@ -24,6 +27,7 @@ from moshi_server.errors import AuthError, InvalidMessageError, NoFreeSlotError,
 from moshi_server.events import Audio, Metadata, Settings, Text
 from moshi_server.protocol import moshi
 from moshi_server.protocol.moshi import Frame, Kind
+from moshi_server.speech.dialogue import DialogueSettings
 
 from ..dialogue_checkpoint import dialogue_config, write_dialogue
 from ..dialogue_fakes import EchoRunner, make_stream
@@ -332,3 +336,23 @@ async def test_a_real_conversation_over_the_wire_is_what_the_model_says(tmp_path
     together = np.corrcoef(got, want[: len(got)])[0, 1]
     apart = np.corrcoef(got[4000:], want[: len(got) - 4000])[0, 1]
     assert together > 0.5 > 0.1 > abs(apart), (together, apart)
+
+
+async def test_the_example_on_the_page_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "dialogue.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    async with talk(auth=Authenticator(["public_token"])) as server:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-W", "error", "-c", code.replace("127.0.0.1:8080", f"127.0.0.1:{server.port}"),
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        out, err = await asyncio.wait_for(process.communicate(), 60)
+    assert (process.returncode, err.decode()) == (0, "")
+    assert out.decode().startswith("well indeed, well")
+    for target in re.findall(r"\]\(([\w./-]+\.md)", page):
+        assert (Path(__file__).parents[2] / "docs" / target).is_file()
+
+
+def test_every_setting_is_on_the_page() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "dialogue.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in page for name in DialogueSettings().public() if name != "conditions")
