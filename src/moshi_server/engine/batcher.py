@@ -6,7 +6,9 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from ..errors import EngineFailedError, SessionError, SessionLimitError
@@ -18,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 MAX_CONSECUTIVE_FAILURES = 3
 """Steps that may fail one after another before the model counts as broken."""
+SWEEP_SECONDS = 0.25
+"""How often every stream is looked at; between, only those that have news, so that idle ones cost nothing."""
 
 Delivery = tuple[Session, list[Any], SessionError | None]
 
@@ -34,15 +38,20 @@ class Batcher:
         self._hooks = hooks
         self._session_seconds = session_seconds
         self._sessions: dict[Session, float] = {}
+        self._news: deque[Session] = deque()
+        self._pending: dict[Session, None] = {}
+        self._next_sweep = 0.0
         self._lock = threading.Lock()
         self._awake = threading.Event()
         self._failures = 0
+        self.turn: AbstractContextManager[None] | None = None
+        """Entered for each step, where modules share a device."""
 
     def add(self, session: Session) -> None:
         """Take a session into the next tick."""
         with self._lock:
             self._sessions[session] = time.monotonic()
-        self._awake.set()
+        self.wake(session)
 
     def discard(self, session: Session) -> None:
         """Leave a session out from the next tick on."""
@@ -54,9 +63,12 @@ class Batcher:
         with self._lock:
             return list(self._sessions)
 
-    def wake(self) -> None:
-        """Something arrived."""
-        self._awake.set()
+    def wake(self, session: Session | None = None) -> None:
+        """Something arrived, for this session if one is named."""
+        if session is not None:
+            self._news.append(session)  # before the flag is looked at: the tick clears it before it looks here
+        if not self._awake.is_set():
+            self._awake.set()
 
     def run(self, running: Callable[[], bool]) -> None:
         """Tick until ``running`` says no.
@@ -89,10 +101,9 @@ class Batcher:
 
     def _collect(self, now: float, deliveries: list[Delivery]) -> list[tuple[Session, Any]]:
         ready: list[tuple[Session, Any]] = []
-        with self._lock:
-            sessions = list(self._sessions.items())
-        for session, opened in sessions:
-            if session.closed:
+        for session in self._due(now):
+            opened = self._sessions.get(session)
+            if opened is None or session.closed:
                 continue
             try:
                 self._check_age(now - opened)
@@ -100,6 +111,8 @@ class Batcher:
                 if events or session.blocked:
                     deliveries.append((session, events, None))
                 frame = None if session.unread else session.stream.take(now)
+                if frame is not None or session.stream.deadline() is not None:
+                    self._pending[session] = None  # what it has may be more than one frame
             except SessionError as error:
                 deliveries.append((session, [], error))
             except Exception:
@@ -110,6 +123,16 @@ class Batcher:
                     ready.append((session, frame))
         return ready
 
+    def _due(self, now: float) -> Iterable[Session]:
+        """Whom to look at now: those with news and those that waited for this tick, or everybody."""
+        found, self._pending = self._pending, {}
+        while self._news:
+            found[self._news.popleft()] = None
+        if now < self._next_sweep:
+            return found
+        self._next_sweep = now + SWEEP_SECONDS
+        return self.sessions()
+
     def _check_age(self, age: float) -> None:
         if self._session_seconds is not None and age > self._session_seconds:
             raise SessionLimitError(
@@ -118,11 +141,13 @@ class Batcher:
             )
 
     def _step(self, batch: list[Session], inputs: list[Any], resets: list[int], deliveries: list[Delivery]) -> None:
-        start = time.perf_counter()
+        slots = [session.slot for session in batch]
         try:
-            if resets:
-                self._runner.reset(resets)
-            outputs = self._runner.step([session.slot for session in batch], inputs)
+            if self.turn is None:
+                outputs, seconds = self._run(slots, inputs, resets)
+            else:
+                with self.turn:
+                    outputs, seconds = self._run(slots, inputs, resets)
         except Exception as error:
             self._failures += 1
             fields = {"streams": len(batch), "in_a_row": self._failures}
@@ -138,13 +163,20 @@ class Batcher:
                 deliveries.append((session, [], reason))
             return
         self._failures = 0
-        self._hooks.on_step(time.perf_counter() - start, len(batch))
+        self._hooks.on_step(seconds, len(batch))
         for session, output in zip(batch, outputs, strict=True):
             try:
                 deliveries.append((session, session.accept(output), None))
             except Exception:
                 logger.exception("a stream failed; this is a bug of ours", extra={"fields": {"session": session.id}})
                 deliveries.append((session, [], EngineFailedError("internal error in this stream")))
+
+    def _run(self, slots: list[int], inputs: list[Any], resets: list[int]) -> tuple[Sequence[Any], float]:
+        start = time.perf_counter()
+        if resets:
+            self._runner.reset(resets)
+        outputs = self._runner.step(slots, inputs)
+        return outputs, time.perf_counter() - start
 
     def _deliver(self, deliveries: list[Delivery]) -> None:
         loops: dict[asyncio.AbstractEventLoop, list[Delivery]] = {}
@@ -159,9 +191,10 @@ class Batcher:
 
     def _patience(self) -> float:
         now = time.monotonic()
-        deadlines = [session.stream.deadline() for session in self.sessions()]
-        soonest = min((deadline for deadline in deadlines if deadline is not None), default=now + 1.0)
-        return min(1.0, max(0.001, soonest - now))
+        deadlines = [session.stream.deadline() for session in self._pending]
+        latest = self._next_sweep if self._sessions else now + 1.0
+        soonest = min((deadline for deadline in deadlines if deadline is not None), default=latest)
+        return max(0.001, min(soonest, latest) - now)
 
 
 def _hand_over(deliveries: list[Delivery]) -> None:

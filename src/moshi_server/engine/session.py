@@ -33,7 +33,7 @@ class Session:
         *,
         queue_samples: int,
         on_close: Callable[[Session], None],
-        wake: Callable[[], None],
+        wake: Callable[[Session], None],
     ) -> None:
         self.id = session_id
         self.slot = slot
@@ -71,7 +71,7 @@ class Session:
         self._check()
         self._samples_in += self._size(event)
         self._inbox.append(event)
-        self._wake()
+        self._wake(self)
 
     async def receive(self) -> list[Any]:
         """All server events that have come, at least one; an empty list once it was closed or its stream finished.
@@ -91,7 +91,7 @@ class Session:
         unread = self.unread
         self._read += len(events)
         if unread:
-            self._wake()
+            self._wake(self)
         return events
 
     def close(self) -> None:
