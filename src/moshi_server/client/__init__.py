@@ -19,6 +19,7 @@ from ..errors import (
 )
 from ..speech.transcript import Transcript, TranscriptWord
 from .asr import AsrClient, transcribe
+from .dialogue import DialogueClient
 from .speaking import Speech
 from .tts import TtsClient, speak
 
@@ -27,6 +28,7 @@ __all__ = [
     "AudioError",
     "AuthError",
     "ClientTimeoutError",
+    "DialogueClient",
     "EngineFailedError",
     "GoingAwayError",
     "InvalidMessageError",

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 from numpy.typing import ArrayLike
 from websockets.asyncio.client import ClientConnection
-from websockets.exceptions import ConcurrencyError, ConnectionClosed
 
 from ..audio import OpusDecoder, OpusEncoder
 from ..events import Audio, Metadata, Text
 from ..protocol import moshi
 from ..protocol.moshi import Action, Frame, Kind
-from .closing import error_of_close
 from .connecting import DEFAULT_URL, Connecting, websocket_url
 from .exchange import samples
+from .stream import ClientStream
 
 DEFAULT_PATH: Final = "/api/chat"
 DialogueEvent = Audio | Text | Metadata
@@ -31,7 +27,7 @@ _ACTIONS: Final = {
 }
 
 
-class DialogueClient:
+class DialogueClient(ClientStream[DialogueEvent]):
     """A conversation that holds a slot of the server. Open it with `connect`.
 
     Sending and receiving are independent, as listening and speaking are: send each 80 ms of your microphone as it
@@ -45,13 +41,10 @@ class DialogueClient:
     """
 
     def __init__(self, websocket: ClientConnection, url: str) -> None:
-        self.url = url
-        self._websocket = websocket
+        super().__init__(websocket, url)
         self._spoken = OpusEncoder()
         self._heard = OpusDecoder()
-        self._unread: deque[DialogueEvent] = deque()
         self._ready = False
-        self._said = ""
 
     @classmethod
     def connect(
@@ -83,59 +76,19 @@ class DialogueClient:
         They leave in pages of 80 ms; a shorter rest waits for more.
         """
         if pages := self._spoken.encode(samples(pcm)):
-            await self._send(Frame(Kind.AUDIO, pages))
+            await self._put(Frame(Kind.AUDIO, pages).to_bytes())
 
     async def control(self, action: Literal["start", "end_turn", "pause", "restart"]) -> None:
         """Say that your turn is over (the model goes on alone), hold the dialogue, go on, or begin anew."""
-        await self._send(Frame(Kind.CONTROL, bytes((_ACTIONS[action],))))
+        await self._put(Frame(Kind.CONTROL, bytes((_ACTIONS[action],))).to_bytes())
 
     async def ask_metadata(self) -> None:
         """Ask how the conversation is held; the answer comes as `events.Metadata`."""
-        await self._send(moshi.metadata({}))
-
-    async def receive(self) -> list[DialogueEvent]:
-        """The next events, at least one; an empty list once the stream was closed without a complaint.
-
-        Raises:
-            SessionError: why the server has ended the conversation.
-        """
-        while not self._unread:
-            try:
-                self._take(await self._websocket.recv())
-            except ConnectionClosed as closed:
-                if closed.rcvd is not None and closed.rcvd.code in (1000, 1005) and not self._said:
-                    return []
-                raise await self._reason(closed) from None
-            if self._said:
-                raise await self._ended()
-        events = list(self._unread)
-        self._unread.clear()
-        return events
-
-    async def __aiter__(self) -> AsyncIterator[DialogueEvent]:
-        while events := await self.receive():
-            for event in events:
-                yield event
-
-    async def close(self) -> None:
-        """End the conversation."""
-        await self._websocket.close()
+        await self._put(moshi.metadata({}).to_bytes())
 
     async def wait_ready(self) -> None:
         """Return once the server has shaken hands. `connect` has done so."""
-        while not self._ready:
-            try:
-                self._take(await self._websocket.recv())
-            except ConnectionClosed as closed:
-                raise await self._reason(closed) from None
-            if self._said:
-                raise await self._ended()
-
-    async def _send(self, frame: Frame) -> None:
-        try:
-            await self._websocket.send(frame.to_bytes())
-        except ConnectionClosed as closed:
-            raise await self._reason(closed) from None
+        await self._until(lambda: self._ready)
 
     def _take(self, data: bytes | str) -> None:
         frame = moshi.decode(data) if isinstance(data, bytes) else None
@@ -156,17 +109,3 @@ class DialogueClient:
                 self._unread.append(Metadata(frame.metadata))
             case Kind.ERROR:
                 self._said = frame.text
-
-    async def _reason(self, closed: ConnectionClosed) -> Exception:
-        # Whoever waits in `receive` at the same time reads it there.
-        with contextlib.suppress(ConnectionClosed, ConcurrencyError):
-            while True:
-                self._take(await self._websocket.recv())
-        frame = closed.rcvd
-        return error_of_close(frame.code if frame else None, frame.reason if frame else "", self._said)
-
-    async def _ended(self) -> Exception:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(2):
-                await self._websocket.wait_closed()
-        return error_of_close(self._websocket.close_code, self._websocket.close_reason or "", self._said)
