@@ -260,3 +260,14 @@ def test_5_memory_that_cannot_be_taken_halves_the_slots_until_it_can(folder: Pat
 def test_auto_takes_a_number_of_slots(folder: Path, tmp_path: Path) -> None:
     built = build(config(tmp_path, module(folder, batch_size="auto")))[0]
     assert built.engine.slots_total >= 1
+
+
+@pytest.mark.parametrize(("lanes", "shared"), [(1, True), (2, False)])
+def test_modules_on_one_device_take_turns_where_there_is_no_room_for_all(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lanes: int, shared: bool
+) -> None:
+    monkeypatch.setattr("moshi_server.engine.build.cpu_lanes", lambda: lanes)
+    built = build(config(tmp_path, module(folder), module(folder, "second", batch_size=2)))
+    turns = [each.engine._batcher.turn for each in built]
+    assert all(turn is not None for turn in turns) is shared
+    assert any(turn is not None for turn in turns) is shared

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,13 +34,14 @@ from .ahead import AheadRunner, AheadStream, suits
 from .asr import AsrStream, SttRunner
 from .build_dialogue import dialogue_runner, dialogue_streams
 from .build_script import script_asr, script_post, script_tts
-from .cpu import choose_threads, keep_freed_memory
+from .cpu import choose_threads, cpu_lanes, keep_freed_memory
 from .devices import cuda_gpus
 from .dialogue import DialogueRunner
 from .hooks import EngineHooks
 from .post import LatentRunner, PostStream
 from .rooms import DecodeRunner
 from .runner import Runner
+from .schedule import seats
 from .sizing import plan_config
 from .token_log import PeriodicLog, RecordingRunner, SessionLog
 from .worker import Engine, EngineLimits
@@ -129,7 +130,16 @@ def build_engines(
                 case _:
                     raise AssertionError(f"{module.type} is said to be served")
         built.append(BuiltModule(name, module, engine))
+    share_devices(built, device)
     return built
+
+
+def share_devices(built: Sequence[BuiltModule], device: str | None) -> None:
+    """Have modules on the same device take turns, but for `PyPost`: it has no frames that could come late."""
+    streaming = {module.name: module for module in built if module.config.type != "PyPost"}
+    devices = {name: str(choose_device(device or module.config.device)) for name, module in streaming.items()}
+    for name, seat in seats(devices, {"cpu": cpu_lanes()}).items():
+        streaming[name].engine.take_turns(seat)
 
 
 def _plan_of(plans: Mapping[str, Plan], name: str) -> Plan:

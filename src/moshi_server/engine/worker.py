@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -103,6 +104,10 @@ class Engine:
     def slots_waiting(self) -> int:
         """How many callers wait for a slot."""
         return self._slots.waiting
+
+    def take_turns(self, turn: AbstractContextManager[None]) -> None:
+        """Enter this for each step, since other modules use the device, too. To be called before `start`."""
+        self._batcher.turn = turn
 
     def start(self) -> None:
         """Begin to warm up and serve, on a thread of its own."""
