@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
 import threading
 from collections import deque
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..audio import SAMPLE_RATE, OpusEncoder, pcm16, wav_header
 from ..errors import MoshiServerError
+from .sound import sound_library
 
 Pcm = NDArray[np.float32]
 Write = Callable[[Pcm], None]
@@ -92,7 +91,7 @@ def _opus(file: IO[bytes]) -> Iterator[Write]:
 
 @contextmanager
 def _speakers() -> Iterator[Write]:
-    sound = _sound_library()
+    sound = sound_library("to play sound", instead="write a file: -o FILE.wav")
     waiting: deque[Pcm] = deque()
     played = threading.Event()
     over = False
@@ -123,36 +122,3 @@ def _speakers() -> Iterator[Write]:
         over = True
         while not played.wait(0.1):  # so that Ctrl+C is heard meanwhile
             pass
-
-
-def _sound_library() -> Any:
-    try:
-        with _silenced():
-            import sounddevice
-    except ImportError:
-        raise MoshiServerError(
-            "to play sound, the package sounddevice is needed",
-            hint="install it with: pip install 'moshi-server[mic]'; or write a file: -o FILE.wav",
-        ) from None
-    except OSError as error:  # the package is there, but PortAudio is not
-        raise MoshiServerError(
-            f"sound cannot be played here: {error}",
-            hint="install PortAudio (apt install libportaudio2), or -o FILE.wav",
-        ) from None
-    return sounddevice
-
-
-@contextmanager
-def _silenced() -> Iterator[None]:
-    """Keep ALSA's chatter about cards that are not there off the terminal."""
-    with contextlib.ExitStack() as stack:
-        try:
-            saved, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-        except OSError:
-            yield
-            return
-        stack.callback(os.close, saved)
-        stack.callback(os.close, nothing)
-        stack.callback(os.dup2, saved, 2)
-        os.dup2(nothing, 2)
-        yield

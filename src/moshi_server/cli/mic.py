@@ -1,0 +1,200 @@
+"""``moshi-server mic``: live words from the microphone in the terminal, by a server or by a model in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from ..errors import MoshiServerError
+
+if TYPE_CHECKING:
+    from ..client.exchange import Link
+
+PARAGRAPH_SECONDS = 1.5
+"""A silence from which on the next word begins a new line, where nobody tells of turns."""
+MAX_WAITING = 375
+"""Frames that may wait to be sent: half a minute. More is dropped, with a word about it."""
+
+Frame = NDArray[np.float32]
+
+
+def mic(
+    url: Annotated[
+        str | None,
+        typer.Option("--url", help="A running server, such as ws://HOST:8080. Without it the model runs here."),
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", help="For the server; by default the first key of MOSHI_API_KEY.")
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config", help="The model to run here: a TOML file or a name that `configs` lists; default demo."
+        ),
+    ] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Use no GPU (without --url).")] = False,
+    device: Annotated[
+        str | None, typer.Option("--device", "-d", help="The microphone: its number, or a part of its name.")
+    ] = None,
+    list_devices: Annotated[bool, typer.Option("--list", help="List the microphones and exit.")] = False,
+) -> None:
+    """Write down what is said into the microphone, word by word, until Ctrl+C.
+
+    For example: moshi-server mic; or, on a server: moshi-server mic --url ws://HOST:8080 --api-key KEY
+    """
+    from .environment import load_dotenv
+    from .sound import sound_library
+
+    if url is not None and (config is not None or cpu):
+        raise typer.BadParameter("--config and --cpu are for a model in this process: leave them out, or --url")
+    sound = sound_library("to hear the microphone")
+    if list_devices:
+        typer.echo(_devices(sound))
+        return
+    load_dotenv()
+    if url is not None:
+        streams = _server(url, api_key or os.environ.get("MOSHI_API_KEY", "").split(",")[0].strip() or None)
+    else:
+        from .local import streams_of
+        from .transcribe import notice
+
+        streams = streams_of(config or "demo", cpu=cpu, notice=notice)
+    asyncio.run(_listen(sound, device, streams))
+
+
+@asynccontextmanager
+async def _server(url: str, key: str | None) -> AsyncIterator[Callable[[], AbstractAsyncContextManager[Link]]]:
+    from ..client import AsrClient
+
+    yield lambda: AsrClient.connect(url, api_key=key, turns=True)
+
+
+async def _listen(
+    sound: Any,
+    device: str | None,
+    streams: AbstractAsyncContextManager[Callable[[], AbstractAsyncContextManager[Link]]],
+) -> None:
+    loop = asyncio.get_running_loop()
+    frames: asyncio.Queue[Frame | None] = asyncio.Queue()
+
+    def stop() -> None:
+        loop.remove_signal_handler(signal.SIGINT)  # a second Ctrl+C does not wait for the last words
+        frames.put_nowait(None)
+
+    def heard(frame: Frame) -> None:
+        if frames.qsize() < MAX_WAITING:
+            frames.put_nowait(frame)
+        elif frames.qsize() == MAX_WAITING:
+            sys.stderr.write("\nwarning: the model is too slow for this microphone; some of it is not heard\n")
+
+    async with streams as open_stream, open_stream() as stream:
+        loop.add_signal_handler(signal.SIGINT, stop)
+        with _microphone(sound, device, lambda frame: loop.call_soon_threadsafe(heard, frame)):
+            if sys.stderr.isatty():
+                sys.stderr.write("Speak; Ctrl+C ends it.\n")
+            sending = asyncio.create_task(_send(stream, frames))
+            try:
+                await _show(stream)
+            finally:
+                sending.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await sending
+
+
+async def _send(stream: Link, frames: asyncio.Queue[Frame | None]) -> None:
+    from ..events import Audio, Flush
+
+    while (frame := await frames.get()) is not None:
+        await stream.send(Audio(frame))
+    await stream.send(Flush())
+
+
+async def _show(stream: Link) -> None:
+    """Print words until the flush is answered; a new line after each turn, or after a silence."""
+    from ..events import EndWord, Flush, Turn, Word
+
+    line, stop = False, 0.0
+    while events := await stream.receive():
+        for event in events:
+            match event:
+                case Word(text, start) if text.strip():
+                    new = line and start - stop >= PARAGRAPH_SECONDS
+                    sys.stdout.write(f"{chr(10) if new else ''}{text.strip()} ")
+                    line, stop = True, max(stop, start)
+                case EndWord(time):
+                    stop = max(stop, time)
+                case Turn(kind) if kind == "end" and line:
+                    sys.stdout.write("\n")
+                    line = False
+                case Flush():
+                    sys.stdout.write("\n" if line else "")
+                    return
+        sys.stdout.flush()
+
+
+@contextmanager
+def _microphone(sound: Any, device: str | None, heard: Callable[[Frame], object]) -> Iterator[None]:
+    """Call ``heard``, on a thread of the sound library, with frames at 24 kHz.
+
+    Raises:
+        MoshiServerError: there is no such microphone, or it cannot be used.
+    """
+    from ..audio import FRAME_SIZE, SAMPLE_RATE
+
+    which: Any = int(device) if device is not None and device.isdecimal() else device
+    try:
+        rate = _rate(sound, which)
+        resampler = None
+        if rate != SAMPLE_RATE:
+            import soxr
+
+            resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
+
+        def callback(block: Any, _frames: int, _time: Any, _status: Any) -> None:
+            mono = np.ascontiguousarray(block[:, 0])
+            heard(mono.copy() if resampler is None else resampler.resample_chunk(mono))
+
+        stream = sound.InputStream(
+            samplerate=rate,
+            blocksize=FRAME_SIZE * rate // SAMPLE_RATE,
+            channels=1,
+            dtype="float32",
+            device=which,
+            callback=callback,
+        )
+    except Exception as error:
+        raise MoshiServerError(
+            f"the microphone cannot be used: {error}", hint="moshi-server mic --list shows those that are there"
+        ) from None
+    with stream:
+        yield
+
+
+def _rate(sound: Any, device: Any) -> int:
+    """24 kHz where the device can, else its own."""
+    from ..audio import SAMPLE_RATE
+
+    try:
+        sound.check_input_settings(device=device, channels=1, samplerate=SAMPLE_RATE, dtype="float32")
+    except sound.PortAudioError:
+        return int(sound.query_devices(device, "input")["default_samplerate"])
+    return SAMPLE_RATE
+
+
+def _devices(sound: Any) -> str:
+    rows = [
+        f"{index:3}  {entry['name']} ({entry['max_input_channels']} channels, {entry['default_samplerate']:.0f} Hz)"
+        for index, entry in enumerate(sound.query_devices())
+        if entry["max_input_channels"]
+    ]
+    return "\n".join(rows) or "there is no microphone"
