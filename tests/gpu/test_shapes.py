@@ -103,6 +103,14 @@ def test_a_slots_state_is_what_the_modules_take(name: str, dtype: DType, mimi: M
     assert foretold == taken  # and to the byte
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_slots_state_in_8_bits_is_what_the_modules_take(name: str) -> None:
+    spec, shape = sizes(name)
+    taken = state_bytes(build(spec, MimiSpec(), "bf16").init_state(8, eight_bit_kv=True)) / 8
+    costs = stt_stream(shape, CodecShape(), "", eight_bit_kv=True, captured=True)
+    assert sum(cost.bytes("bf16") for cost in costs if cost.label != "activations") == taken
+
+
 def test_memory_really_taken_on_this_machine_is_as_foretold(tmp_path: Path) -> None:
     spec, shape = sizes("demo")
     write_lm(tmp_path / "lm.safetensors", spec)

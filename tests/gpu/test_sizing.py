@@ -44,12 +44,25 @@ def test_the_low_memory_configuration_fits_as_it_is() -> None:
 def test_two_modules_of_one_model_hold_its_weights_once() -> None:
     alone = plan_config(config("config-stt-en_fr-hf"), [H100], {}, read=no_header)["cuda:0"]
     both = plan_config(config("config-stt-en_fr-hf", "config-stt-en_fr-hf"), [H100], {}, read=no_header)["cuda:0"]
-    assert both.weights == alone.weights
+    names = ["language model", "codec", "captured step"]
+    assert [term.label for term in alone.weights] == names
+    assert both.weights == (*alone.weights, alone.weights[-1])
 
 
 def test_two_models_add_up_but_a_codec_of_other_codebooks_is_another() -> None:
     plan = plan_config(config("config-stt-en_fr-hf", "unmute-stt"), [H100], {}, read=no_header)["cuda:0"]
-    assert [term.label for term in plan.weights] == ["language model", "codec"] * 2
+    assert [term.label for term in plan.weights] == ["language model", "codec", "captured step"] * 2
+
+
+def test_8_bit_keys_and_values_nearly_double_the_streams() -> None:
+    found = config("config-stt-en_fr-hf")
+    module = found.modules["m0"].model_copy(update={"batch_size": "auto"})
+    wide = found.model_copy(update={"modules": {"m0": module}})
+    narrow = found.model_copy(update={"modules": {"m0": module.model_copy(update={"kv_cache": "int8"})}})
+    plans = [plan_config(each, [H100], {}, read=no_header)["cuda:0"] for each in (wide, narrow)]
+    assert 1.7 < plans[1]["m0"].batch_size / plans[0]["m0"].batch_size < 2
+    on_cpu = [plan_config(each, [], {}, read=no_header, device="cpu")["cpu"]["m0"] for each in (wide, narrow)]
+    assert on_cpu[0] == on_cpu[1]
 
 
 def test_each_gpu_has_its_own_plan() -> None:

@@ -35,6 +35,7 @@ from .asr import AsrStream, SttRunner
 from .build_dialogue import dialogue_runner, dialogue_streams
 from .build_script import script_asr, script_post, script_tts
 from .cpu import choose_threads, cpu_lanes, keep_freed_memory
+from .cuda import CudaSttRunner
 from .devices import cuda_gpus
 from .dialogue import DialogueRunner
 from .hooks import EngineHooks
@@ -217,10 +218,9 @@ class _Loader:
         runner_type, stream_type = (AheadRunner, AheadStream) if ahead else (SttRunner, AsrStream)
 
         def make(slots: int) -> SttRunner:
-            runner = runner_type(model, slots, device)
-            if device.type == "cuda":
-                runner.warmup()  # takes what a step takes, too
-            return runner
+            if device.type != "cuda":
+                return runner_type(model, slots, device)
+            return CudaSttRunner(model, slots, device, eight_bit_kv=module.kv_cache == "int8")
 
         runner = fitting_runner(make, name, sized.batch_size, plan)
         delay = text_delay(module)

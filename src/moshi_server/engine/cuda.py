@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..audio import FRAME_SIZE
+from ..gpu import CODEC_ROWS
 from .asr import SILENCE, AsrOutput, SttRunner
 
 if TYPE_CHECKING:
@@ -14,9 +15,6 @@ if TYPE_CHECKING:
 
     from ..model.streaming import State
     from ..model.stt import SttModel
-
-CODEC_ROWS = 128
-"""Streams that the codec encodes at once: more gain nothing, and its tensors are the largest of a step."""
 
 
 class CudaSttRunner(SttRunner):
@@ -75,7 +73,7 @@ class CudaSttRunner(SttRunner):
         codes = torch.cat([self._model.encode_frames(some, self._state, few)[:, 0] for some, few in parts])
         tokens, prs, _ = self._model.step_codes(codes, self._state, slots)
         for counter in self._counters:
-            counter[self._slots] = 0  # the scratch slot stays at its beginning, where it has least to look at
+            counter[self._slots :].zero_()  # the scratch slot stays at its beginning, where it has least to look at
         made: Tensor = torch.cat((tokens.to(prs.dtype).unsqueeze(1), prs), dim=1)
         return made
 

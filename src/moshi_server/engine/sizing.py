@@ -33,6 +33,7 @@ from ..gpu import (
     dialogue_stream,
     lm_weights,
     plan_modules,
+    stt_step,
     stt_stream,
 )
 from ..speech.dialogue import MAX_PENALTY_CONTEXT
@@ -65,9 +66,9 @@ def plan_config(
     """
     groups: dict[str, list[ModuleRequest]] = {}
     for name, module in config.modules.items():
-        request = module_request(name, module, read)
+        where = device or module.device or (FIRST_GPU if gpus else "cpu")
+        request = module_request(name, module, read, on_gpu=where.startswith("cuda"))
         if request is not None:
-            where = device or module.device or (FIRST_GPU if gpus else "cpu")
             groups.setdefault(FIRST_GPU if where == "cuda" else where, []).append(request)
     return {
         where: plan_modules(requests, _gpu(where, gpus), env, cpu_flags=cpu_flags())
@@ -75,11 +76,11 @@ def plan_config(
     }
 
 
-def module_request(name: str, module: Module, read: ReadHeader) -> ModuleRequest | None:
+def module_request(name: str, module: Module, read: ReadHeader, *, on_gpu: bool = False) -> ModuleRequest | None:
     """What one module asks of its device; None if that cannot be foretold."""
     match module:
         case AsrConfig() | BatchedAsrConfig():
-            return _speech_to_text(name, module, read)
+            return _speech_to_text(name, module, read, captured=on_gpu)
         case PyConfig() | PyBatchedAsrConfig():
             return ModuleRequest(name, module.batch_size)
         case LmConfig():
@@ -129,20 +130,27 @@ def transformer_shape(config: TransformerConfig) -> TransformerShape:
     )
 
 
-def _speech_to_text(name: str, module: AsrConfig | BatchedAsrConfig, read: ReadHeader) -> ModuleRequest:
+def _speech_to_text(
+    name: str, module: AsrConfig | BatchedAsrConfig, read: ReadHeader, *, captured: bool
+) -> ModuleRequest:
     lm = lm_shape(module.model)
     codebooks = module.model.audio_codebooks
     codec, origin = codec_shape(read(module.audio_tokenizer_file))
     lm_cost = lm_weights(lm, read(module.lm_model_file), conditioners=bool(module.model.conditioners))
+    eight_bit = captured and module.kv_cache == "int8"
+    weights = [
+        Weights(_key(module.lm_model_file, lm), lm_cost),
+        Weights(_key(module.audio_tokenizer_file, codebooks), codec_weights(codec, origin, codebooks)),
+    ]
+    if captured:
+        step = stt_step(lm, codec, module.batch_size, eight_bit_kv=eight_bit)
+        weights.append(Weights(f"captured step of {name}", step))
     return ModuleRequest(
         name,
         module.batch_size,
         module.dtype_override,
-        weights=(
-            Weights(_key(module.lm_model_file, lm), lm_cost),
-            Weights(_key(module.audio_tokenizer_file, codebooks), codec_weights(codec, origin, codebooks)),
-        ),
-        per_stream=stt_stream(lm, codec, origin),
+        weights=tuple(weights),
+        per_stream=stt_stream(lm, codec, origin, eight_bit_kv=eight_bit, captured=captured),
     )
 
 

@@ -1,7 +1,18 @@
 """GPU memory: what is there (`probe`), what modules cost (`costs`, `shapes`, `header`), what fits (`plan`)."""
 
 from .cards import CARDS, CONTEXT_BYTES, MB, before_context, find_card, hypothetical
-from .costs import Cost, ModuleRequest, Weights, codec_shape, codec_weights, dialogue_stream, lm_weights, stt_stream
+from .costs import (
+    CODEC_ROWS,
+    Cost,
+    ModuleRequest,
+    Weights,
+    codec_shape,
+    codec_weights,
+    dialogue_stream,
+    lm_weights,
+    stt_step,
+    stt_stream,
+)
 from .dtypes import DType, DTypeChoice, choose_cpu_dtype, choose_dtype, cpu_flags
 from .header import Header, TensorHead, read_header
 from .plan import ModulePlan, Overrides, Plan, Term, megabytes, plan_modules
@@ -10,6 +21,7 @@ from .shapes import CodecShape, DepformerShape, LmShape, QuantizerShape, SeanetS
 
 __all__ = [
     "CARDS",
+    "CODEC_ROWS",
     "CONTEXT_BYTES",
     "MB",
     "CodecShape",
@@ -49,6 +61,7 @@ __all__ = [
     "read_header",
     "read_memory",
     "say_once",
+    "stt_step",
     "stt_stream",
     "visible",
 ]

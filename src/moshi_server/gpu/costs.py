@@ -11,6 +11,10 @@ from .shapes import POSITION_BYTES, CodecShape, LmShape
 
 CODEC_TENSORS: Final = 5
 """How many tensors as large as the codec's widest layer a step holds at once; read on an H100 (2.35 MB a stream)."""
+CODEC_ROWS: Final = 128
+"""Streams whose frames a captured step encodes at once: more gain nothing, and these tensors are a step's largest."""
+GRAPHS_BYTES: Final = 512 << 20
+"""What graphs, compiled kernels and the libraries' workspaces take."""
 ALLOCATOR_SHARE: Final = 0.02
 """What torch's allocator rounds up and cannot reuse, as a share of a stream's state; read on an H100 (1.2 to 1.4 %)."""
 
@@ -100,25 +104,63 @@ def codec_weights(shape: CodecShape, origin: str, codebooks: int, *, decoder: bo
     return Cost("codec", origin, fixed=4 * parameters)
 
 
-def stt_stream(lm: LmShape, codec: CodecShape, codec_origin: str) -> tuple[Cost, ...]:
+def kv_cache(lm: LmShape, *, eight_bit: bool = False) -> Cost:
+    """One stream's keys and values, and the counter of its position; in 8 bits with an f16 scale for each vector."""
+    state = lm.transformer.state
+    if eight_bit:
+        return Cost("KV cache in 8 bits", "configuration", 0, state + 2 * lm.transformer.scales + POSITION_BYTES)
+    return Cost("KV cache", "configuration", state, POSITION_BYTES)
+
+
+def stt_stream(
+    lm: LmShape, codec: CodecShape, codec_origin: str, *, eight_bit_kv: bool = False, captured: bool = False
+) -> tuple[Cost, ...]:
     """What each slot of speech to text costs: its state, and its share of what a step holds besides.
 
     The largest thing a step makes is a copy of one layer's keys and values; the codec's tensors are freed before, but
-    the allocator keeps them apart.
+    the allocator keeps them apart. A ``captured`` step (`stt_step`) copies none and encodes a few streams at a time.
     """
-    tokens = (lm.audio_codebooks + 3) * 8
-    kv, widest = lm.transformer.state, 4 * codec.seanet.filters * codec.frame_size
+    kv = kv_cache(lm, eight_bit=eight_bit_kv)
     codec_state = 4 * codec.encoder_state + POSITION_BYTES + 1
-    return (
-        Cost("KV cache", "configuration", kv, POSITION_BYTES + tokens),
+    state = (
+        replace(kv, fixed=kv.fixed + _tokens(lm)),
         Cost("codec state", codec_origin, fixed=codec_state),
+    )
+    if captured:
+        inner = lm.transformer
+        # Embeddings to be summed, a layer's widest tensors, logits and what a token is chosen by; the frame, twice.
+        wide = (lm.audio_codebooks + 1) * inner.d_model + 3 * inner.hidden
+        exact = 4 * (2 * lm.text_out_vocab_size + 2 * inner.d_model + 2 * codec.frame_size)
+        return (*state, Cost("activations", "estimate", wide, exact))
+    share = ALLOCATOR_SHARE
+    return (
+        *state,
         Cost(
             "activations",
             "estimate",
-            lm.transformer.ring + int(ALLOCATOR_SHARE * kv),
-            CODEC_TENSORS * widest + int(ALLOCATOR_SHARE * codec_state),
+            lm.transformer.ring + int(share * kv.elements),
+            CODEC_TENSORS * _widest(codec) + int(share * (codec_state + kv.fixed)),
         ),
     )
+
+
+def stt_step(lm: LmShape, codec: CodecShape, streams: int | Literal["auto"], *, eight_bit_kv: bool = False) -> Cost:
+    """What a captured step takes however many streams run: the scratch slot, the codec's tensors, the graphs."""
+    rows = CODEC_ROWS if streams == "auto" else min(streams, CODEC_ROWS)
+    kv = kv_cache(lm, eight_bit=eight_bit_kv)
+    scratch = kv.fixed + _tokens(lm) + 4 * codec.encoder_state
+    fixed = scratch + rows * CODEC_TENSORS * _widest(codec) + GRAPHS_BYTES
+    return Cost("captured step", "estimate", kv.elements, fixed)
+
+
+def _tokens(lm: LmShape) -> int:
+    """Bytes of what a stream said and heard last, and of its counters."""
+    return (lm.audio_codebooks + 3) * 8
+
+
+def _widest(codec: CodecShape) -> int:
+    """Bytes of the codec's widest layer for one frame of one stream."""
+    return 4 * codec.seanet.filters * codec.frame_size
 
 
 def dialogue_stream(lm: LmShape, codec: CodecShape, codec_origin: str, fixed: int) -> tuple[Cost, ...]:

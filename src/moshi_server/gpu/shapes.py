@@ -72,6 +72,11 @@ class TransformerShape:
         """Numbers in the KV cache of one stream, beside one position counter."""
         return self.num_layers * self.ring
 
+    @property
+    def scales(self) -> int:
+        """Vectors in the KV cache of one stream, each of which has a scale where the cache is in 8 bits."""
+        return self.state * self.num_heads // self.d_model
+
 
 @dataclass(frozen=True, slots=True)
 class DepformerShape:

@@ -15,6 +15,7 @@ from torch import Tensor
 from moshi_server.model.ring_attention import Ring
 
 LOG2_E = 1.4426950408889634
+_FEW_PROGRAMS = 128  # fewer than there are processors: each is to have all its loads under way
 
 
 @triton.jit
@@ -139,28 +140,32 @@ def rotate_and_write(qkv: Tensor, turn: Tensor | None, ring: Ring, slots: Tensor
 
 
 def attend(
-    q: Tensor,
-    ring: Ring,
-    slots: Tensor,
-    start: Tensor,
-    *,
-    block: int | None = None,
-    warps: int = 4,
-    stages: int = 2,
+    q: Tensor, ring: Ring, slots: Tensor, start: Tensor, *, block: int = 0, warps: int = 0, stages: int = 0
 ) -> Tensor:
     """Queries (B, T, H, D) over what is written of their slots' rings, the T newest included -> (B, T, H, D).
 
     Arguments as for `rotate_and_write`; ``block``, ``warps`` and ``stages`` shape the kernel, not its result.
     """
+    if not block:
+        block, warps, stages = _shape(q, ring)
     batch, steps, heads, width = q.shape
     _, _, kv_heads, context, _ = ring.values.shape
     out = torch.empty_like(q)
     _attend_kernel[(batch * heads * steps,)](
         q, *_pointers(ring), out, slots, start, *_strides(ring), context, LOG2_E * width**-0.5,
         STEPS=steps, HEADS=heads, KV_HEADS=kv_heads, WIDTH=width, LANES=triton.next_power_of_2(width),
-        BLOCK=block or 32, STAGES=stages, EIGHT_BIT=ring.scales is not None, num_warps=warps,
+        BLOCK=block, STAGES=stages, EIGHT_BIT=ring.scales is not None, num_warps=warps,
     )  # fmt: skip
     return out
+
+
+def _shape(q: Tensor, ring: Ring) -> tuple[int, int, int]:
+    """The fastest of the entries at once, warps and stages that were tried on an H100."""
+    if q.shape[0] * q.shape[2] <= _FEW_PROGRAMS:
+        return 64, 8, 3
+    if ring.values.element_size() == 4:
+        return 16, 2, 2
+    return (32, 4, 3) if ring.scales is not None else (64, 4, 3)
 
 
 def _pointers(ring: Ring) -> tuple[Tensor, Tensor]:
