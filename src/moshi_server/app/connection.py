@@ -8,6 +8,7 @@ close must reach the client, yet free everything soon even if the client never r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 from starlette.websockets import WebSocket
@@ -40,10 +41,22 @@ class Connection(WebSocketsSansIOProtocol):
         self.cut_short = False
         """What the client sent could not be read on: too big, or not WebSocket. The rest of it is thrown away."""
         self._linger_until = 0.0
+        self.take: Callable[[bytes], bool] | None = None
+        """Is offered each binary message as it arrives, and says whether it took it; else the application receives it.
+        A task need not be woken then, which is half of what a message costs."""
 
     def silence(self) -> float:
         """Seconds since the client was last heard; 0 while it is not listened to."""
         return 0.0 if self.read_paused else self.loop.time() - self._heard
+
+    def put(self, data: bytes | str) -> bool:
+        """Send one message at once, if the client reads; the short way of `send`. Returns whether it was sent."""
+        if not self.handshake_complete or self.close_sent or self.disconnected:
+            return False
+        if not self.writable.is_set() or self.transport.is_closing():
+            return False
+        self.transport.write(frame_of(data))
+        return True
 
     def hang_up(self, code: int, reason: str, last_words: bytes | str = b"") -> None:
         """Send ``last_words`` as a message, if any, then a close frame; give up on the client soon after.
@@ -122,6 +135,13 @@ class Connection(WebSocketsSansIOProtocol):
             # uvicorn forgets that this, too, ends the handshake, and would log each refusal as an error of ours.
             self.handshake_complete = True
 
+    def handle_bytes(self, event: Frame) -> None:
+        """Offer a whole message to whoever takes it, unless others wait to be received."""
+        idle = not self.read_paused and not self.close_sent and self.queue.empty()
+        if idle and self.take is not None and event.fin and self.take(bytes(event.data)):
+            return
+        super().handle_bytes(event)
+
     def handle_close(self, event: Frame) -> None:
         """Answer the client's close; one that then reads nothing more does not keep its connection."""
         super().handle_close(event)
@@ -139,6 +159,17 @@ class Connection(WebSocketsSansIOProtocol):
             self.close_timer.cancel()
         left = max(0.0, self._linger_until - self.loop.time())
         self.close_timer = self.loop.call_later(min(LINGER_SECONDS, left), self.transport.abort)
+
+
+def frame_of(data: bytes | str) -> bytes:
+    """A message as one frame of a server, which masks nothing (RFC 6455, section 5.2)."""
+    first, payload = (b"\x81", data.encode()) if isinstance(data, str) else (b"\x82", data)
+    size = len(payload)
+    if size < 126:
+        return b"%b%c%b" % (first, size, payload)
+    if size < 65_536:
+        return b"%b\x7e%b%b" % (first, size.to_bytes(2, "big"), payload)
+    return b"%b\x7f%b%b" % (first, size.to_bytes(8, "big"), payload)
 
 
 def connection_of(websocket: WebSocket) -> Connection:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final, Protocol
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -18,13 +18,14 @@ from structlog.contextvars import bind_contextvars
 
 from ..audio import FRAME_SIZE
 from ..auth import OPEN, Caller
+from ..engine.session import Session
 from ..errors import ClientTimeoutError, InvalidMessageError, MoshiServerError, SessionError
 from ..events import Word
 from ..metrics import Metrics
 from .closing import BrokenFramesError, CloseCode, closing_for
 from .connection import MESSAGE_TOO_BIG, connection_of
 from .module import ServedModule
-from .wire import Wire
+from .wire import AsrWire, Wire
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +90,10 @@ class Pump:
             bind_contextvars(session=session.id)
             logger.info("stream opened", extra={"fields": {"caller": caller.name, "by": caller.method}})
             try:
+                self._connection.take = self._taker(session)
                 await first_of(self._read(session), self._write(session), self._watch(session))
             finally:
+                self._connection.take = None
                 session.close()
                 steps = session.steps
             self._connection.finish(self._module.limits.send_seconds)
@@ -135,6 +138,23 @@ class Pump:
             if counts:
                 self._last_message = self._loop.time()
 
+    def _taker(self, session: Channel) -> Callable[[bytes], bool] | None:
+        """What takes messages as they arrive, where the protocol and the session can; `_read` gets the others."""
+        wire, limit = self._wire, self._module.limits.max_message_bytes
+        if not isinstance(wire, AsrWire) or not isinstance(session, Session):
+            return None
+
+        def take(data: bytes) -> bool:
+            if self._handing_over or len(data) > limit:
+                return False
+            audio = wire.quick(data)
+            if audio is None or not session.offer(audio):
+                return False
+            self._last_message = self._loop.time()
+            return True
+
+        return take
+
     async def _deliver(self, data: bytes | str, session: Channel) -> bool:
         """Hand a message's events over; whether it counts as a sign of life."""
         events = self._events(data)
@@ -163,6 +183,8 @@ class Pump:
             await self._put(data)
 
     async def _put(self, data: bytes | str) -> None:
+        if self._connection.put(data):
+            return
         limit = self._module.limits.send_seconds
         try:
             async with asyncio.timeout(limit):

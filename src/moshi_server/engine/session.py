@@ -69,6 +69,16 @@ class Session:
             if self._full():  # looked at again: the model thread may have taken it all before the clear
                 await self._writable.wait()
         self._check()
+        self._accept(event)
+
+    def offer(self, event: Any) -> bool:
+        """`send` without waiting: whether the event was taken. Only while no `send` is under way."""
+        if self.closed or self._full():
+            return False
+        self._accept(event)
+        return True
+
+    def _accept(self, event: Any) -> None:
         self._samples_in += self._size(event)
         self._inbox.append(event)
         self._wake(self)

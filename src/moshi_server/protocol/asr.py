@@ -49,6 +49,12 @@ def decode(data: bytes) -> AsrClientEvent:
     return decode_slow(data)
 
 
+def decode_samples(data: bytes) -> Audio | None:
+    """What `decode` gives for a message of float samples in their range, None for any other; it raises nothing."""
+    pcm = float_cells(data, _AUDIO_HEAD)
+    return Audio(pcm) if pcm is not None and _in_range(pcm) else None
+
+
 def decode_slow(data: bytes) -> AsrClientEvent:
     """What `decode` gives, through the general MessagePack decoder only."""
     fields = unpack(data)
@@ -116,16 +122,17 @@ def _samples(value: Any) -> NDArray[np.float32]:
 
 
 def _checked(pcm: NDArray[np.float32]) -> NDArray[np.float32]:
-    if pcm.size == 0:
-        return pcm
-    low, high = float(pcm.min()), float(pcm.max())
-    if low >= -MAX_AMPLITUDE and high <= MAX_AMPLITUDE:  # false for NaN too
+    if pcm.size == 0 or _in_range(pcm):
         return pcm
     worst = int(np.argmax(~(np.abs(pcm) <= MAX_AMPLITUDE)))
     raise InvalidMessageError(
         f"sample {worst} of 'pcm' is {pcm[worst]:g}; samples are numbers between -1 and 1",
         hint="divide 16-bit samples by 32768",
     )
+
+
+def _in_range(pcm: NDArray[np.float32]) -> bool:
+    return bool(pcm.min() >= -MAX_AMPLITUDE and pcm.max() <= MAX_AMPLITUDE)  # false for NaN too
 
 
 def _marker_id(value: Any) -> int:
