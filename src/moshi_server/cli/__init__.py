@@ -9,7 +9,7 @@ import typer
 
 from .. import __version__
 from ..errors import MoshiServerError
-from . import bench, configs, convert, demo, doctor, mic, plan, say, token, transcribe, validate, worker
+from . import bench, chat, configs, convert, demo, doctor, mic, plan, say, token, transcribe, validate, worker
 
 app = typer.Typer(
     name="moshi-server",
@@ -28,6 +28,7 @@ app.command()(demo.demo)
 app.command()(transcribe.transcribe)
 app.command()(mic.mic)
 app.command()(say.say)
+app.command()(chat.chat)
 app.command()(token.token)
 app.command()(bench.bench)
 

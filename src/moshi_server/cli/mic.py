@@ -99,7 +99,7 @@ async def _listen(
 
     async with streams as open_stream, open_stream() as stream:
         loop.add_signal_handler(signal.SIGINT, stop)
-        with _microphone(sound, device, lambda frame: loop.call_soon_threadsafe(heard, frame)):
+        with microphone(sound, device, lambda frame: loop.call_soon_threadsafe(heard, frame)):
             if sys.stderr.isatty():
                 sys.stderr.write("Speak; Ctrl+C ends it.\n")
             sending = asyncio.create_task(_send(stream, frames))
@@ -143,7 +143,7 @@ async def _show(stream: Link) -> None:
 
 
 @contextmanager
-def _microphone(sound: Any, device: str | None, heard: Callable[[Frame], object]) -> Iterator[None]:
+def microphone(sound: Any, device: str | None, heard: Callable[[Frame], object]) -> Iterator[None]:
     """Call ``heard``, on a thread of the sound library, with frames at 24 kHz.
 
     Raises:
