@@ -145,7 +145,10 @@ async def test_to_the_speakers(server: Server, tmp_path: Path) -> None:
     ("module", "reason"),
     [
         ("raise ImportError", "error: to play sound, the package sounddevice is needed (install it with: pip install"),
-        ("raise OSError('PortAudio library not found')", "error: sound cannot be played here: PortAudio library not"),
+        (
+            "raise OSError('PortAudio library not found')",
+            "error: to play sound, PortAudio is needed: PortAudio library not",
+        ),
         (
             "def OutputStream(**_):\n    raise RuntimeError('no device')",
             "error: there are no speakers here: no device (write a file instead: -o FILE.wav)",
