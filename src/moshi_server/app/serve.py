@@ -90,6 +90,7 @@ def served(built: BuiltModule, metrics: Metrics) -> ServedModule:
         auth=built.config.auth,
         limits=limits_of(built.config),
         rooms=rooms_of(built.config) if isinstance(built.config, MimiConfig) else None,
+        voices=built.voices,
     )
 
 

@@ -16,6 +16,7 @@ from .model import (
     Table,
     TtsGenerationConfig,
 )
+from .speech import speech_options
 
 
 class Module(Table):
@@ -143,6 +144,12 @@ class PyConfig(_Script):
 
     file_keys = ("script", "text_tokenizer_file")
 
+    @model_validator(mode="after")
+    def _options_are_known(self) -> PyConfig:
+        if self.script is None:
+            speech_options(self.py)
+        return self
+
 
 class PyPostConfig(_Script):
     """One answer to one POST, by a Python script (voice embeddings)."""
@@ -166,6 +173,8 @@ class TtsConfig(Module, Numbers):
     voice_dir: Folder
     model: LmModelConfig
     generation: TtsGenerationConfig
+    batch_size: BatchSize = 1
+    """Ours: how many streams at once (upstream has one, for which others wait)."""
     max_session_seconds: PositiveFloat | None = 360.0
 
     file_keys = ("lm_model_file", "text_tokenizer_file", "speaker_tokenizer_file", "audio_tokenizer_file")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ..config import (
     AsrConfig,
@@ -25,15 +25,19 @@ from ..config import (
     PyConfig,
     PyPostConfig,
     TransformerConfig,
+    TtsConfig,
 )
+from ..config.model import CrossAttention
 from ..errors import ConfigError, MoshiServerError, NotServedError
 from ..gpu import DType, Header, Plan, read_header
 from ..hub import resolve
 from ..speech.tokenizer import TextTokenizer
+from ..speech.voices import Voices
 from .ahead import AheadRunner, AheadStream, suits
 from .asr import AsrStream, SttRunner
 from .build_dialogue import dialogue_runner, dialogue_streams
 from .build_script import script_asr, script_post, script_tts
+from .build_tts import Speech, py_files, py_speech, tts_lm_spec, tts_speech
 from .cpu import choose_threads, cpu_lanes, keep_freed_memory
 from .cuda import CudaSttRunner
 from .devices import cuda_gpus
@@ -45,12 +49,14 @@ from .runner import Runner
 from .schedule import seats
 from .sizing import plan_config
 from .token_log import PeriodicLog, RecordingRunner, SessionLog
+from .tts import TtsRunner
 from .worker import Engine, EngineLimits
 
 if TYPE_CHECKING:
     import torch
 
     from ..model.conditioning import ConditionerSpec
+    from ..model.cross_attention import CrossSpec
     from ..model.depformer import DepformerSpec
     from ..model.lm import LmModel, LmSpec
     from ..model.mimi import Mimi
@@ -60,10 +66,10 @@ logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Runner)
 
-SERVED = ("Asr", "BatchedAsr", "Lm", "Mimi", "PyPost")
+SERVED = ("Asr", "BatchedAsr", "Lm", "Mimi", "Py", "PyPost", "Tts")
 CHECKPOINTS = ("lm_model_file", "audio_tokenizer_file", "speaker_tokenizer_file")
 """Keys of files whose header says how much memory they take."""
-SERVED_BY_SCRIPT = ("Py", "PyBatchedAsr")
+SERVED_BY_SCRIPT = ("PyBatchedAsr",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +79,7 @@ class BuiltModule:
     name: str
     config: Module
     engine: Engine
+    voices: Voices | None = None
 
 
 def build_engines(
@@ -109,6 +116,7 @@ def build_engines(
     plans = make_plans(config, device, env)
     built: list[BuiltModule] = []
     for name, module in config.modules.items():
+        voices = None
         with _named(name):
             where, hooks = choose_device(device or module.device), hooks_for(name, module.type)
             match module:
@@ -121,6 +129,8 @@ def build_engines(
                 case PyBatchedAsrConfig():
                     slots = _plan_of(plans, name)[name].batch_size
                     engine = script_asr(name, module, slots, hooks, warmup=config.warmup.enabled)
+                case PyConfig(script=None) | TtsConfig():
+                    engine, voices = loader.text_to_speech(name, module, where, _plan_of(plans, name), hooks)
                 case PyConfig():
                     slots = _plan_of(plans, name)[name].batch_size
                     engine = script_tts(name, module, slots, hooks, warmup=config.warmup.enabled)
@@ -130,7 +140,7 @@ def build_engines(
                     engine = script_post(name, module, hooks, warmup=config.warmup.enabled)
                 case _:
                     raise AssertionError(f"{module.type} is said to be served")
-        built.append(BuiltModule(name, module, engine))
+        built.append(BuiltModule(name, module, engine, voices))
     share_devices(built, device)
     return built
 
@@ -278,6 +288,57 @@ class _Loader:
             hooks=hooks,
             warmup=self._warmup,
         )
+
+    def text_to_speech(
+        self, name: str, module: PyConfig | TtsConfig, device: torch.device, plan: Plan, hooks: EngineHooks
+    ) -> tuple[Engine, Voices | None]:
+        """One module of type `Py` without a script, or of type `Tts`, and its voices."""
+        import torch
+
+        sized = plan[name]
+        tokenizer = TextTokenizer(resolve(module.text_tokenizer_file))
+        try:
+            speech = self._speech(module, tokenizer, number_type(sized.dtype.dtype), device)
+        except torch.OutOfMemoryError:
+            plan.halve(name, 1)
+            raise
+
+        def make(slots: int) -> TtsRunner:
+            runner = speech.runner(slots, device, hooks.on_words)
+            if device.type == "cuda":
+                runner.warmup()
+            return runner
+
+        runner = fitting_runner(make, name, sized.batch_size, plan)
+        # Upstream skips the warm-up of a module that has no voice to speak with.
+        warmup = self._warmup and (speech.voices is None or bool(speech.voices.default or speech.voices.names))
+        engine = Engine(
+            name,
+            module.type,
+            runner,
+            lambda: speech.stream(runner),
+            limits=EngineLimits(session_seconds=module.max_session_seconds),
+            hooks=hooks,
+            warmup=warmup,
+        )
+        return engine, speech.voices
+
+    def _speech(
+        self, module: PyConfig | TtsConfig, tokenizer: TextTokenizer, dtype: torch.dtype, device: torch.device
+    ) -> Speech:
+        if isinstance(module, PyConfig):
+            files = py_files(module)
+            lm = self._lm(resolve(files.weights), files.package.lm, dtype, device)
+            mimi = self._mimi(resolve(files.codec), files.options.n_q, device, decoder=True)
+            return py_speech(module, files, lm, mimi, tokenizer)
+        if module.quantize is not None:
+            raise NotServedError("quantize is not served by this version", hint="remove the key")
+        codec = self._mimi(resolve(module.speaker_tokenizer_file), 1, device)
+        spec = tts_lm_spec(module, lm_spec(module.model), codec.spec.seanet.dimension)
+        lm = self._lm(resolve(module.lm_model_file), spec, dtype, device)
+        assert lm.depformer is not None
+        mimi = self._mimi(resolve(module.audio_tokenizer_file), lm.depformer.spec.codebooks, device, decoder=True)
+        return tts_speech(module, lm, mimi, codec, tokenizer)
 
     def rooms(self, name: str, module: MimiConfig, device: torch.device, hooks: EngineHooks) -> Engine:
         """One module of type `Mimi`: a slot for each room, since each has one producer."""
@@ -434,6 +495,12 @@ def transformer_spec(config: TransformerConfig) -> TransformerSpec:
         raise ConfigError('"Sin" is not supported; published models use "Rope"', key="positional_embedding")
     if config.gating not in (None, "silu"):
         raise ConfigError(f'"{config.gating}" is not supported; published models use "silu"', key="gating")
+    cross = config.cross_attention
+    if config.shared_cross_attn or (cross is not None and cross[0] != "Normal"):
+        hint = 'set it to ["Normal", "LayerNorm"], or take a checkpoint that has it so'
+        raise ConfigError(
+            "only cross-attention without gates, in each layer, is supported", key="cross_attention", hint=hint
+        )
     if not (config.causal and config.norm_first):
         raise ConfigError("only causal = true and norm_first = true are supported", key="causal")
     return TransformerSpec(
@@ -450,4 +517,13 @@ def transformer_spec(config: TransformerConfig) -> TransformerSpec:
         kv_repeat=config.kv_repeat,
         bias_ff=config.bias_ff,
         bias_attn=config.bias_attn,
+        cross=None if cross is None else cross_spec(cross),
     )
+
+
+def cross_spec(config: CrossAttention) -> CrossSpec:
+    """What is attended to beside the stream; how much, a module knows that has it."""
+    from ..model.cross_attention import CrossSpec
+
+    norm: Literal["rms_norm", "layer_norm"] = "rms_norm" if config[1] == "RmsNorm" else "layer_norm"
+    return CrossSpec(1, config[2] if len(config) == 3 else None, norm)

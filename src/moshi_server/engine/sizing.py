@@ -92,7 +92,7 @@ def module_request(name: str, module: Module, read: ReadHeader, *, on_gpu: bool 
                 if header is not None
                 else ()
             )
-            return ModuleRequest(name, 1, module.dtype_override, weights)
+            return ModuleRequest(name, module.batch_size, module.dtype_override, weights)
     return None
 
 

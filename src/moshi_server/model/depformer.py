@@ -144,7 +144,7 @@ class Depformer(nn.Module):
         """Keys and values of one frame: (layers, 2, B, H_kv, codebooks, D); need not be cleared between frames."""
         shape = self.spec.transformer
         size = (shape.num_layers, 2, rows, shape.kv_heads, self.spec.codebooks, shape.head_dim)
-        weight = self.text_emb.weight
+        weight = next(next(self._layers()).norm1.parameters())  # projections may be in fewer bits
         return torch.empty(size, dtype=weight.dtype, device=weight.device)
 
     def logits(self, codebook: int, previous: Tensor, hidden: Tensor, cache: Tensor) -> Tensor:

@@ -61,15 +61,15 @@ class Package:
     tokenizer: str
 
 
-def read_package(text: str, origin: str) -> Package:
-    """The meaning of a ``config.json``; ``origin`` names it in errors.
+def read_package(text: str, origin: str, voice_frames: int = VOICE_FRAMES) -> Package:
+    """The meaning of a ``config.json``; ``origin`` names it in errors, ``voice_frames`` are those of one speaker.
 
     Raises:
         CheckpointError: it is none of a model that speaks, or of one that this engine does not have.
     """
     try:
         config = json.loads(text)
-        return _Reader(config).package()
+        return _Reader(config).package(voice_frames)
     except KeyError as error:
         raise CheckpointError(
             f"{origin}: no {error.args[0]!r}: not the config.json of a text-to-speech model"
@@ -82,7 +82,7 @@ class _Reader:
     def __init__(self, config: dict[str, Any]) -> None:
         self._config = config
 
-    def package(self) -> Package:
+    def package(self, voice_frames: int) -> Package:
         config = self._config
         tts, fuser, model_id = config["tts_config"], config.get("fuser") or {}, config.get("model_id") or {}
         if tts.get("multistream"):
@@ -100,7 +100,7 @@ class _Reader:
         speakers = int(tts.get("max_speakers", 5))
         suffix = ".{sig}@{epoch}.safetensors".format(**model_id) if model_id else ".safetensors"
         return Package(
-            lm=self._lm(VOICE_FRAMES * speakers),
+            lm=self._lm(voice_frames * speakers),
             delays=delays[1:],
             audio_delay=int(tts["audio_delay"] * FRAME_RATE),
             second_stream_ahead=int(tts.get("second_stream_ahead", 0)),

@@ -160,12 +160,14 @@ class TtsModel(nn.Module):
                 self.lm.transformer.attend_to(voice[part], inner, row)
 
     @torch.inference_mode()
-    def think(self, state: State, slots: Tensor) -> tuple[Tensor, Tensor]:
+    def think(self, state: State, slots: Tensor, *, guided: bool = True) -> tuple[Tensor, Tensor]:
         """Sample the next text token of the streams ``slots`` (B,), int64 and distinct.
 
-        Returns the tokens (B,) int64 and hidden states (B or, with guidance, 2 * B, D) for `speak`, which must follow.
+        ``guided`` says whether any of them has been guided since it began, if the model guides at all. Returns the
+        tokens (B,) int64 and hidden states (B or, guided, 2 * B, D) for `speak`, which must follow.
         """
         spec, lm = self.spec, self.lm.spec
+        guided = guided and spec.guidance
         steps = leaf(state, "steps").index_select(0, slots)
         real = leaf(state, "real_settings").index_select(0, slots)
         whole = leaf(state, "whole_settings").index_select(0, slots)
@@ -177,7 +179,7 @@ class TtsModel(nn.Module):
             codes = torch.cat((codes, absent), dim=1)
         codes = torch.where(steps[:, None] <= self.delays, lm.audio_pad_token, codes)
         rows = slots
-        if spec.guidance:
+        if guided:
             other = text
             if spec.without_text:
                 other = torch.where(first, text, ZERO_TOKEN)
@@ -185,7 +187,7 @@ class TtsModel(nn.Module):
             rows = torch.cat((slots, slots + len(leaf(state, "steps"))))
         condition = leaf(state, "condition").index_select(0, rows) if "condition" in state else None
         logits, hidden = self.lm.step(text, codes, branch(state, "lm"), rows, condition)
-        if spec.guidance:
+        if guided:
             logits, without = logits.chunk(2)
             if not spec.without_text:
                 logits = without + (logits - without) * real[:, 1:]
@@ -222,11 +224,12 @@ class TtsModel(nn.Module):
     ) -> Tensor:
         """The depth transformer's codes (B, codebooks), of the rows ``voiced``; elsewhere `ZERO_TOKEN`."""
         spec, count = self.spec, len(slots)
+        guided = len(hidden) > count
         real = leaf(state, "real_settings").index_select(0, slots)
         whole = leaf(state, "whole_settings").index_select(0, slots)
         token, when = text, steps
         if voiced is not None:
-            both = torch.cat((voiced, voiced + count)) if spec.guidance else voiced
+            both = torch.cat((voiced, voiced + count)) if guided else voiced
             real, whole, hidden = real[voiced], whole[voiced], hidden[both]
             token, when = text[voiced], steps[voiced]
         counters = when * (spec.codebooks + 1) + 1
@@ -234,7 +237,7 @@ class TtsModel(nn.Module):
         def draw(logits: Tensor, codebook: int) -> Tensor:
             return sample_rows(logits, real[:, 0], whole[:, 1], whole[:, 2], counters + codebook, most=MOST_CANDIDATES)
 
-        guidance = real[:, 1:] if spec.guidance else None
+        guidance = real[:, 1:] if guided else None
         made = self.depformer.sample(hidden, token, draw, codebooks=spec.codebooks, guidance=guidance)
         if voiced is None:
             return made

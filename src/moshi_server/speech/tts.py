@@ -45,6 +45,11 @@ class Machine(Protocol):
         """Whether the last step that sounds has been made."""
         ...
 
+    @property
+    def empty(self) -> bool:
+        """Whether every word and pause that came has begun."""
+        ...
+
     def add(self, entry: Word | Pause) -> None:
         """Take one more word or pause."""
         ...
@@ -140,9 +145,9 @@ class DelayedWords:
         return self._end is not None and self._closed and self._steps >= self._end + self._tail + self._padding.final
 
     @property
-    def steps(self) -> int:
-        """Steps made."""
-        return self._steps
+    def empty(self) -> bool:
+        """Whether every word and pause that came has begun."""
+        return not self._entries
 
     def add(self, entry: Word | Pause) -> None:
         """Take one more word or pause."""
@@ -275,9 +280,9 @@ class PaddedWords:
         return self._ended and self._past >= self._after
 
     @property
-    def steps(self) -> int:
-        """Steps made."""
-        return self._steps
+    def empty(self) -> bool:
+        """Whether every word and pause that came has begun."""
+        return not self._entries
 
     def add(self, entry: Word | Pause) -> None:
         """Take one more word or pause."""
