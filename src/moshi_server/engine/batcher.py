@@ -167,8 +167,12 @@ class Batcher:
         for session, output in zip(batch, outputs, strict=True):
             try:
                 deliveries.append((session, session.accept(output), None))
+            except SessionError as error:
+                self.discard(session)
+                deliveries.append((session, [], error))
             except Exception:
                 logger.exception("a stream failed; this is a bug of ours", extra={"fields": {"session": session.id}})
+                self.discard(session)
                 deliveries.append((session, [], EngineFailedError("internal error in this stream")))
 
     def _run(self, slots: list[int], inputs: list[Any], resets: list[int]) -> tuple[Sequence[Any], float]:
