@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -65,7 +66,7 @@ class SpeechPosts:
                 status = status_of(error)
                 logger.info("text refused", extra={"fields": {"status": status, "reason": error.message}})
                 return refusal(status, error.message, error.hint)
-            if isinstance(response, WavStream):  # it keeps the place until the last byte is sent
+            if isinstance(response, SoundStream):  # it keeps the place until the last byte is sent
                 response.place = place.pop_all()
             return response
 
@@ -87,7 +88,7 @@ class SpeechPosts:
         spoken = speak(self._module, query.turns, query.settings(self._module))
         try:
             if self._module.kind != "Tts":
-                stream = WavStream(spoken, self._module.limits.send_seconds)
+                stream = SoundStream(spoken, self._module.limits.send_seconds)
                 await first_of(stream.begin(), disconnected(request))
                 return stream
             events: list[Audio | SpokenWord] = []
@@ -102,11 +103,30 @@ class SpeechPosts:
         return await asyncio.to_thread(_whole, events, query.return_timestamps)
 
 
-class WavStream(Response):
-    """A wav whose length nobody knows yet, sent as it is spoken. If the speech fails, the connection is cut."""
+class Sound:
+    """How samples become the bytes of a body: here, a wav whose length nobody knows yet."""
 
-    def __init__(self, spoken: AsyncGenerator[Audio | SpokenWord], patience: float) -> None:
-        super().__init__(media_type=WAV)
+    media_type = WAV
+
+    def header(self) -> bytes:
+        """What comes first."""
+        return wav_header()
+
+    def frame(self, pcm: NDArray[np.float32]) -> bytes:
+        """The bytes of these samples (samples,); they may be empty, and come with later ones."""
+        return pcm16(pcm)
+
+    def end(self) -> bytes:
+        """What comes last."""
+        return b""
+
+
+class SoundStream(Response):
+    """Sound that is sent as it is spoken. If the speech fails, the connection is cut."""
+
+    def __init__(self, spoken: AsyncGenerator[Audio | SpokenWord], patience: float, sound: Sound | None = None) -> None:
+        self._sound = sound or Sound()
+        super().__init__(media_type=self._sound.media_type)
         del self.headers["content-length"]
         self.place = contextlib.ExitStack()
         self._spoken = spoken
@@ -122,7 +142,7 @@ class WavStream(Response):
         """
         async for event in self._spoken:
             if isinstance(event, Audio):
-                self._first = pcm16(event.pcm)
+                self._first = self._sound.frame(event.pcm)
                 return
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -138,12 +158,12 @@ class WavStream(Response):
                 await self._spoken.aclose()
 
     async def _send(self, send: Send) -> None:
-        await self._put(send, wav_header() + self._first)
+        await self._put(send, self._sound.header() + self._first)
         async for event in self._spoken:
-            if isinstance(event, Audio):
-                await self._put(send, pcm16(event.pcm))
+            if isinstance(event, Audio) and (data := self._sound.frame(event.pcm)):
+                await self._put(send, data)
         self._whole = True
-        await self._put(send, b"", more=False)
+        await self._put(send, self._sound.end(), more=False)
 
     async def _put(self, send: Send, data: bytes, *, more: bool = True) -> None:
         async with asyncio.timeout(self._patience):

@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from ..routes import ServerState
 from .models import Models
 from .realtime import realtime
+from .speech import Speeches
 from .transcriptions import Transcriptions
 
 
@@ -16,4 +17,5 @@ def add_openai(app: FastAPI, state: ServerState) -> None:
     app.add_route("/v1/models", models.list, methods=["GET"])
     app.add_route("/v1/models/{model:path}", models.one, methods=["GET"])
     app.add_route("/v1/audio/transcriptions", Transcriptions(state, models).answer, methods=["POST"])
+    app.add_route("/v1/audio/speech", Speeches(state, models).answer, methods=["POST"])
     app.add_api_websocket_route("/v1/realtime", realtime(state, models))

@@ -16,7 +16,7 @@ from ..routes import ServerState
 from .errors import ApiError, api_error
 
 HEARING: Final = ("Asr", "BatchedAsr", "PyBatchedAsr")
-SPEAKING: Final = ("Py", "Tts")
+SPEAKING: Final = ("Py", "Tts", "PocketTts")
 THEIR_NAMES: Final[Mapping[str, Sequence[str]]] = {
     "whisper-1": HEARING,
     "gpt-transcribe": HEARING,
