@@ -49,13 +49,13 @@ class Connection(WebSocketsSansIOProtocol):
         """Seconds since the client was last heard; 0 while it is not listened to."""
         return 0.0 if self.read_paused else self.loop.time() - self._heard
 
-    def put(self, data: bytes | str) -> bool:
-        """Send one message at once, if the client reads; the short way of `send`. Returns whether it was sent."""
+    def put(self, *messages: bytes | str) -> bool:
+        """Send messages at once, if the client reads; the short way of `send`. Returns whether they were sent."""
         if not self.handshake_complete or self.close_sent or self.disconnected:
             return False
         if not self.writable.is_set() or self.transport.is_closing():
             return False
-        self.transport.write(frame_of(data))
+        self.transport.write(b"".join(map(frame_of, messages)))
         return True
 
     def hang_up(self, code: int, reason: str, last_words: bytes | str = b"") -> None:

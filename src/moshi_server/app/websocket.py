@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Coroutine, Iterable
 from typing import Any, Final, Protocol
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -20,8 +20,9 @@ from ..audio import FRAME_SIZE
 from ..auth import OPEN, Caller
 from ..engine.session import Session
 from ..errors import ClientTimeoutError, InvalidMessageError, MoshiServerError, SessionError
-from ..events import Word
+from ..events import Step, Word
 from ..metrics import Metrics
+from ..protocol import asr
 from .closing import BrokenFramesError, CloseCode, closing_for
 from .connection import MESSAGE_TOO_BIG, connection_of
 from .module import ServedModule
@@ -73,6 +74,7 @@ class Pump:
         self._loop = asyncio.get_running_loop()
         self._last_message = self._loop.time()
         self._handing_over = False
+        self._writing = False
         self._caller = OPEN
         self._subprotocol: str | None = None
 
@@ -90,7 +92,7 @@ class Pump:
             bind_contextvars(session=session.id)
             logger.info("stream opened", extra={"fields": {"caller": caller.name, "by": caller.method}})
             try:
-                self._connection.take = self._taker(session)
+                self._take_short_ways(session)
                 await first_of(self._read(session), self._write(session), self._watch(session))
             finally:
                 self._connection.take = None
@@ -138,11 +140,14 @@ class Pump:
             if counts:
                 self._last_message = self._loop.time()
 
-    def _taker(self, session: Channel) -> Callable[[bytes], bool] | None:
-        """What takes messages as they arrive, where the protocol and the session can; `_read` gets the others."""
+    def _take_short_ways(self, session: Channel) -> None:
+        """Carry what is most common, samples in and steps out, without waking a task for each.
+
+        `_read` and `_write` get the rest, and everything while one of them is at work, so that the order is kept.
+        """
         wire, limit = self._wire, self._module.limits.max_message_bytes
-        if not isinstance(wire, AsrWire) or not isinstance(session, Session):
-            return None
+        if type(self) is not Pump or not isinstance(wire, AsrWire) or not isinstance(session, Session):
+            return
 
         def take(data: bytes) -> bool:
             if self._handing_over or len(data) > limit:
@@ -153,7 +158,13 @@ class Pump:
             self._last_message = self._loop.time()
             return True
 
-        return take
+        def tell(events: list[Any]) -> bool:
+            if self._writing or any(type(event) is not Step for event in events):
+                return False
+            return self._connection.put(*map(asr.encode, events))
+
+        self._connection.take = take
+        session.tell = tell
 
     async def _deliver(self, data: bytes | str, session: Channel) -> bool:
         """Hand a message's events over; whether it counts as a sign of life."""
@@ -171,10 +182,12 @@ class Pump:
 
     async def _write(self, session: Channel) -> None:
         while events := await session.receive():
+            self._writing = True
             if words := sum(isinstance(event, Word) for event in events):
                 self._module.metrics.spoke(words)
             for event in events:
                 await self._tell(event, session)
+            self._writing = False
         for data in self._last_messages():
             await self._put(data)
 

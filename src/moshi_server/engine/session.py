@@ -40,6 +40,8 @@ class Session:
         self.stream = stream
         self.steps = 0
         self.closed = False
+        self.tell: Callable[[list[Any]], bool] | None = None
+        """Is offered events as they come, on the event loop, and says whether it took them; else `receive` has them."""
         self.error: SessionError | None = None
         self._loop = asyncio.get_running_loop()
         self._queue_samples = queue_samples
@@ -137,8 +139,12 @@ class Session:
         """Take what a tick made, on the event loop; wakes whoever waits."""
         finished = bool(events) and isinstance(events[-1], Finished)
         if events and not self.closed:
-            self._outbox.extend(events[:-1] if finished else events)
-            self._readable.set()
+            news = events[:-1] if finished else events
+            if self.tell is not None and not self._outbox and self.tell(news):
+                self._read += len(news)
+            else:
+                self._outbox.extend(news)
+                self._readable.set()
         if finished or error is not None:
             self._end(error)
         if self.blocked and not self._full():
