@@ -226,7 +226,7 @@ class Metrics:
     def module(self, kind: str) -> ModuleMetrics:
         """What a module of this type (`BatchedAsr`, `Py`, ...) counts."""
         families = {"Asr": self._asr, "BatchedAsr": self._asr, "PyBatchedAsr": self._asr, "Py": self._py}
-        families["Lm"] = self._lm
+        families |= {"Lm": self._lm, "PocketTts": self._py}
         return _PostMetrics(self, None) if kind == "PyPost" else ModuleMetrics(self, families.get(kind))
 
     def watch_slots(self, read: Callable[[], Iterable[SlotReading]]) -> None:

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from moshi_server.audio import write_wav
+from moshi_server.config import PocketTtsConfig
+from moshi_server.engine.build_pocket import pocket_engine
+from moshi_server.engine.hooks import EngineHooks
 from moshi_server.engine.pocket import PocketRunner, PocketStream
 from moshi_server.engine.session import Session
 from moshi_server.engine.worker import Engine
-from moshi_server.errors import EngineFailedError, InvalidMessageError, ResourceNotFoundError
+from moshi_server.errors import (
+    CheckpointError,
+    ConfigError,
+    EngineFailedError,
+    InvalidMessageError,
+    NotServedError,
+    ResourceNotFoundError,
+)
 from moshi_server.events import Audio, Eos, NextSpeaker, SpeechSettings, SpokenWord, Text, Voice
 from moshi_server.speech.voices import Voices
 
@@ -170,3 +185,95 @@ async def test_a_client_that_leaves_stops_its_model() -> None:
         session.close()
         await say(engine, Text("Next."), Eos())
         assert hum.said[-1] == "Next."
+
+
+def tiny(folder: Path) -> Path:
+    """A configuration of the package's own model, too small to say anything, with weights at random."""
+    tokenizer = resources.files("moshi_server") / "demo" / "tokenizer.model"
+    transformer = "num_heads: 2, num_layers: 1"
+    seanet = "dimension: 16, channels: 1, n_filters: 4, n_residual_layers: 1, ratios: [6, 5, 4], kernel_size: 7"
+    seanet += ", residual_kernel_size: 3, last_kernel_size: 3, dilation_base: 2, pad_mode: constant, compress: 2"
+    codec = "d_model: 16, layer_scale: 0.01, context: 50, dim_feedforward: 32, input_dimension: 16"
+    path = folder / "tiny.yaml"
+    path.write_text(f"""
+capitalize_first_letter: false
+flow_lm:
+  dtype: float32
+  insert_bos_before_voice: true
+  flow: {{depth: 1, dim: 16}}
+  transformer: {{d_model: 16, hidden_scale: 2, max_period: 10000, {transformer}}}
+  lookup_table: {{dim: 16, n_bins: 49, tokenizer: sentencepiece, tokenizer_path: "{tokenizer}"}}
+mimi:
+  dtype: float32
+  sample_rate: 24000
+  inner_dim: 8
+  outer_dim: 16
+  channels: 1
+  frame_rate: 12.5
+  seanet: {{{seanet}}}
+  transformer: {{{transformer}, {codec}, output_dimensions: [16]}}
+  quantizer: {{dimension: 8, output_dimension: 16}}
+""")
+    return path
+
+
+@pytest.fixture
+def module(tmp_path: Path) -> PocketTtsConfig:
+    rng = np.random.default_rng(5)
+    for name in ("low.wav", "high.wav"):
+        write_wav(tmp_path / name, rng.normal(0, 0.1, 24_000).astype(np.float32))
+    voices = {"low": str(tmp_path / "low.wav"), "high": str(tmp_path / "high.wav"), "lost": str(tmp_path / "gone.wav")}
+    return PocketTtsConfig.model_validate(
+        {"type": "PocketTts", "path": "/api/tts", "config_file": str(tiny(tmp_path)), "voices": voices}
+        | {"default_voice": "low", "batch_size": 3}
+    )
+
+
+async def test_the_real_package_with_weights_at_random(module: PocketTtsConfig) -> None:
+    threads = torch.get_num_threads()
+    engine, voices = pocket_engine("pocket", module, EngineHooks(), warmup=True)
+    assert torch.get_num_threads() == threads
+    assert voices.names == ("high", "lost", "low")
+    twins = engine._runner._models
+    assert len({id(twin) for twin in twins}) == 3
+    assert len({next(twin.parameters()).data_ptr() for twin in twins}) == 1
+    engine.start()
+    await engine.wait_ready()
+    try:
+        alone, words = await say(engine, Text("one two three. four five"), Eos())
+        assert [word.text for word in words] == ["one two three.", "four five"]
+        assert len(alone) >= 1920 * 12
+        assert np.isfinite(alone).all()
+        assert alone.any()
+        results = await asyncio.gather(
+            *(
+                say(engine, SpeechSettings(voice=voice), Text("one two three."), Eos())
+                for voice in ("low", "high", "low")
+            )
+        )
+        assert all(len(pcm) >= 1920 * 6 for pcm, _ in results)
+        with pytest.raises(ResourceNotFoundError, match="voice 'lost' cannot be read"):
+            await say(engine, SpeechSettings(voice="lost"), Text("one two"), Eos())
+        assert engine.slots_used == 0
+    finally:
+        await asyncio.to_thread(engine.stop)
+
+
+def test_what_cannot_be_loaded_is_said(module: PocketTtsConfig, tmp_path: Path) -> None:
+    def build(**changes: Any) -> None:
+        pocket_engine("pocket", module.model_copy(update=changes), EngineHooks(), warmup=True)
+
+    with pytest.raises(ConfigError, match="default_voice = 'alba' is no voice"):
+        build(default_voice="alba")
+    (tmp_path / "bad.yaml").write_text("flow_lm: 3")
+    with pytest.raises(CheckpointError, match="Pocket TTS cannot be loaded"):
+        build(config_file=str(tmp_path / "bad.yaml"))
+    with pytest.raises(CheckpointError, match="klingon"):
+        build(config_file=None, language="klingon")
+
+
+def test_without_the_package_it_says_what_to_install(module: PocketTtsConfig, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "pocket_tts", None)
+    with pytest.raises(NotServedError, match="needs the package pocket-tts") as caught:
+        pocket_engine("pocket", module, EngineHooks(), warmup=True)
+    assert "moshi-server[pocket]" in caught.value.hint

@@ -37,7 +37,7 @@ from .wire import AsrWire, Wire
 logger = logging.getLogger(__name__)
 
 ASR_KINDS = ("Asr", "BatchedAsr", "PyBatchedAsr")
-TTS_KINDS = ("Py", "Tts")
+TTS_KINDS = ("Py", "PocketTts", "Tts")
 
 
 def create_app(state: ServerState, *, static_dir: str | Path | None = None) -> FastAPI:

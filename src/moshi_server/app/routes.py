@@ -21,6 +21,7 @@ SNAKE_NAMES = {
     "PyBatchedAsr": "py_batched_asr",
     "Tts": "tts",
     "Py": "py",
+    "PocketTts": "pocket_tts",
     "PyPost": "py_post",
     "Lm": "lm",
     "Mimi": "mimi",

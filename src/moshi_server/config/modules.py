@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from .checks import BatchSize, Count, Device, File, Folder, InstanceName, Route, same_kind
 from .model import (
@@ -186,6 +186,33 @@ class TtsConfig(Module, Numbers):
             yield f"voices.{name}", value
 
 
+class PocketTtsConfig(Module):
+    """Ours: text to speech by Kyutai's small model for CPUs, with the package ``pocket-tts`` (extra ``[pocket]``)."""
+
+    type: Literal["PocketTts"]
+    path: Route
+    batch_size: PositiveInt = 2
+    """How many streams at once, each on a thread of its own."""
+    language: str = "english"
+    """The package's name of a model."""
+    config_file: File | None = None
+    """A model of your own instead, as the package's YAML."""
+    voices: dict[str, File] = Field(default_factory=dict)
+    """Further voices: names, and recordings or the package's ``.safetensors``."""
+    default_voice: str = "alba"
+    temperature: NonNegativeFloat | None = None
+    quantize: Literal["int8"] | None = None
+    """8-bit linear layers, by the package."""
+
+    file_keys = ("config_file",)
+
+    def files(self) -> Iterator[tuple[str, str]]:
+        """Each (key, path or URI) that the module reads, its voices included."""
+        yield from super().files()
+        for name, value in self.voices.items():
+            yield f"voices.{name}", value
+
+
 class LmConfig(Module, Numbers):
     """Full-duplex dialogue."""
 
@@ -264,7 +291,15 @@ class MimiConfig(Module):
 
 
 ModuleConfig = (
-    AsrConfig | BatchedAsrConfig | PyBatchedAsrConfig | TtsConfig | PyConfig | PyPostConfig | LmConfig | MimiConfig
+    AsrConfig
+    | BatchedAsrConfig
+    | PyBatchedAsrConfig
+    | TtsConfig
+    | PocketTtsConfig
+    | PyConfig
+    | PyPostConfig
+    | LmConfig
+    | MimiConfig
 )
 
 

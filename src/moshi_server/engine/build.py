@@ -21,6 +21,7 @@ from ..config import (
     LutConditionerConfig,
     MimiConfig,
     Module,
+    PocketTtsConfig,
     PyBatchedAsrConfig,
     PyConfig,
     PyPostConfig,
@@ -36,6 +37,7 @@ from ..speech.voices import Voices
 from .ahead import AheadRunner, AheadStream, suits
 from .asr import AsrStream, SttRunner
 from .build_dialogue import dialogue_runner, dialogue_streams
+from .build_pocket import pocket_engine
 from .build_script import script_asr, script_post, script_tts
 from .build_tts import Speech, py_files, py_speech, tts_lm_spec, tts_speech
 from .cpu import choose_threads, cpu_lanes, keep_freed_memory
@@ -66,7 +68,7 @@ logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Runner)
 
-SERVED = ("Asr", "BatchedAsr", "Lm", "Mimi", "Py", "PyPost", "Tts")
+SERVED = ("Asr", "BatchedAsr", "Lm", "Mimi", "PocketTts", "Py", "PyPost", "Tts")
 CHECKPOINTS = ("lm_model_file", "audio_tokenizer_file", "speaker_tokenizer_file")
 """Keys of files whose header says how much memory they take."""
 SERVED_BY_SCRIPT = ("PyBatchedAsr",)
@@ -131,6 +133,8 @@ def build_engines(
                     engine = script_asr(name, module, slots, hooks, warmup=config.warmup.enabled)
                 case PyConfig(script=None) | TtsConfig():
                     engine, voices = loader.text_to_speech(name, module, where, _plan_of(plans, name), hooks)
+                case PocketTtsConfig():
+                    engine, voices = pocket_engine(name, module, hooks, warmup=config.warmup.enabled)
                 case PyConfig():
                     slots = _plan_of(plans, name)[name].batch_size
                     engine = script_tts(name, module, slots, hooks, warmup=config.warmup.enabled)
@@ -146,8 +150,11 @@ def build_engines(
 
 
 def share_devices(built: Sequence[BuiltModule], device: str | None) -> None:
-    """Have modules on the same device take turns, but for `PyPost`: it has no frames that could come late."""
-    streaming = {module.name: module for module in built if module.config.type != "PyPost"}
+    """Have modules on the same device take turns.
+
+    But for `PyPost`, which has no frames that could come late, and `PocketTts`, which works on threads of its own.
+    """
+    streaming = {module.name: module for module in built if module.config.type not in ("PyPost", "PocketTts")}
     devices = {name: str(choose_device(device or module.config.device)) for name, module in streaming.items()}
     for name, seat in seats(devices, {"cpu": cpu_lanes()}).items():
         streaming[name].engine.take_turns(seat)
