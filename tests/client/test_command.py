@@ -77,7 +77,8 @@ async def test_several_files_the_standard_input_and_one_that_fails(recording):
         )
     assert done.code == 1
     assert done.out == "a.wav: <11><12> <13>\n-: <11><12> <13>\n"
-    first, second = done.err.splitlines()
+    first, second, summary = done.err.splitlines()
+    assert summary.endswith("; 2 failed")
     assert first.startswith("error: notes.txt cannot be decoded")
     assert "ffmpeg" in first
     assert second.startswith("error: none.wav: No such file")
@@ -96,7 +97,33 @@ async def test_subtitles_of_several_files_go_into_a_folder(recording):
     assert "--output" in refused.err
     assert (done.code, done.out) == (0, "")
     assert sorted(path.name for path in (folder / "out/new").iterdir()) == ["a.wav-1.srt", "a.wav-2.srt", "c.srt"]
-    assert done.err.splitlines()[-1] == "out/new/c.srt"
+    assert done.err.splitlines()[-2] == "out/new/c.srt"
+
+
+async def test_a_folder_is_its_recordings_and_a_summary(recording):
+    folder = recording.parent
+    (folder / "talks" / "old").mkdir(parents=True)
+    for name in ("talks/b.WAV", "talks/old/c.wav"):
+        (folder / name).write_bytes(recording.read_bytes())
+    (folder / "talks" / "notes.txt").write_text("no sound")
+    async with serve() as server:
+        done = await transcribe("a.wav", "talks", *at(server), cwd=folder)
+        (folder / "talks" / "notes.txt").rename(folder / "talks" / "d.wav")
+        spoilt = await transcribe("talks", *at(server), cwd=folder)
+    assert (done.code, done.out.count("<11><12> <13>")) == (0, 3)
+    assert [line.partition(":")[0] for line in done.out.splitlines()] == ["a.wav", "talks/b.WAV", "talks/old/c.wav"]
+    assert done.err.startswith("3 recordings, 0:02 of audio in 0:0")
+    assert done.err.endswith("times as fast as spoken\n")
+    assert (spoilt.code, spoilt.out.count("<13>")) == (1, 2)
+    assert spoilt.err.splitlines()[-1].startswith("2 recordings")
+    assert spoilt.err.endswith("; 1 failed\n")
+
+
+async def test_a_folder_without_recordings_is_one_line(tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = await transcribe("empty", cwd=tmp_path)
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert done.err.startswith("error: empty holds no recordings")
 
 
 async def test_realtime_shows_words_as_they_come(recording):

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from enum import StrEnum
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from ..speech.transcript import Transcript
 
 STDIN = "-"
+SUFFIXES = frozenset((".wav", ".mp3", ".flac", ".ogg", ".opus", ".oga"))
+"""What counts as a recording in a folder."""
 LONG_SECONDS = 10.0
 """Recordings from this length on get a progress bar."""
 
@@ -39,7 +42,10 @@ class Format(StrEnum):
 def transcribe(
     files: Annotated[
         list[str],
-        typer.Argument(metavar="FILE...", help="Recordings (wav, mp3, flac, ogg); - is the standard input."),
+        typer.Argument(
+            metavar="FILE...",
+            help="Recordings (wav, mp3, flac, ogg), or folders of them; - is the standard input.",
+        ),
     ],
     url: Annotated[
         str | None,
@@ -65,9 +71,14 @@ def transcribe(
     ] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use no GPU (without --url).")] = False,
 ) -> None:
-    """Write down what is said in recordings. Exit status 1 if one of them failed."""
+    """Write down what is said in recordings. Exit status 1 if one of them failed.
+
+    For example: moshi-server transcribe talk.mp3 --format srt > talk.srt; or a whole folder on a server:
+    moshi-server transcribe recordings/ --output texts/ --url ws://HOST:8080 --api-key KEY
+    """
     if url is not None and (config is not None or cpu):
         raise typer.BadParameter("--config and --cpu are for a model in this process: leave them out, or --url")
+    files = _expanded(files)
     if files.count(STDIN) > 1:
         raise typer.BadParameter("the standard input can be read once only")
     if len(files) > 1 and format in (Format.SRT, Format.VTT) and output is None:
@@ -103,7 +114,9 @@ async def _all(files: list[str], streams: Streams, format: Format, output: Path 
 
     targets = _targets(files, format, output)
     failed = 0
+    heard = 0.0
     async with streams as open_stream:
+        started = time.monotonic()
         for file, target in zip(files, targets, strict=True):
             live = realtime and format is Format.TEXT and target is None
             try:
@@ -114,6 +127,7 @@ async def _all(files: list[str], streams: Streams, format: Format, output: Path 
                 error.args = (error.message if name in error.message else f"{name}: {error.message}",)
                 sys.stderr.write(error_line(error) + "\n")
                 continue
+            heard += transcript.duration
             text = "\n" if live else _written(file, transcript, format, named=len(files) > 1)
             if target is None:
                 sys.stdout.write(text)
@@ -121,7 +135,34 @@ async def _all(files: list[str], streams: Streams, format: Format, output: Path 
             else:
                 target.write_text(text, encoding="utf-8")
                 sys.stderr.write(f"{target}\n")
+    if len(files) > 1:
+        sys.stderr.write(_summary(len(files) - failed, failed, heard, time.monotonic() - started))
     return failed
+
+
+def _summary(done: int, failed: int, heard: float, took: float) -> str:
+    speed = f", {heard / took:.1f} times as fast as spoken" if took > 0 and heard else ""
+    lost = f"; {failed} failed" if failed else ""
+    return f"{done} recordings, {_clock(heard)} of audio in {_clock(took)}{speed}{lost}\n"
+
+
+def _expanded(files: list[str]) -> list[str]:
+    """The files named, and in place of each folder the recordings in it and below, by name.
+
+    Raises:
+        MoshiServerError: there are none in a folder.
+    """
+    found: list[str] = []
+    for file in files:
+        folder = Path(file)
+        if file == STDIN or not folder.is_dir():
+            found.append(file)
+            continue
+        inside = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        if not inside:
+            raise MoshiServerError(f"{file} holds no recordings", hint=f"looked for {', '.join(sorted(SUFFIXES))}")
+        found += map(str, inside)
+    return found
 
 
 async def _one(
