@@ -65,7 +65,7 @@ class Voices:
 
 def unknown_voice(name: str, names: Sequence[str]) -> ResourceNotFoundError:
     """The error for a voice that does not exist, with the names that come nearest to it."""
-    near = difflib.get_close_matches(name[:200], names, n=NEAR, cutoff=0.5)
+    near = difflib.get_close_matches(name[:200], names, n=NEAR, cutoff=0.6)
     # A part of a name is no near match to difflib, but likely what was meant.
     near += [each for each in names if name and name in each and each not in near]
     said = f"; did you mean {' or '.join(map(repr, near[:NEAR]))}?" if near else ""
