@@ -11,7 +11,9 @@ from .shapes import POSITION_BYTES, CodecShape, LmShape
 
 CODEC_TENSORS: Final = 5
 """How many tensors as large as the codec's widest layer a step holds at once; read on an H100 (2.35 MB a stream)."""
-CODEC_ROWS: Final = 128
+CAPTURED_CODEC_TENSORS: Final = 3
+"""As above, in a captured step, whose convolutions need no copy of their input."""
+CODEC_ROWS: Final = 512
 """Streams whose frames a captured step encodes at once: more gain nothing, and these tensors are a step's largest."""
 GRAPHS_BYTES: Final = 512 << 20
 """What graphs, compiled kernels and the libraries' workspaces take."""
@@ -149,7 +151,7 @@ def stt_step(lm: LmShape, codec: CodecShape, streams: int | Literal["auto"], *, 
     rows = CODEC_ROWS if streams == "auto" else min(streams, CODEC_ROWS)
     kv = kv_cache(lm, eight_bit=eight_bit_kv)
     scratch = kv.fixed + _tokens(lm) + 4 * codec.encoder_state
-    fixed = scratch + rows * CODEC_TENSORS * _widest(codec) + GRAPHS_BYTES
+    fixed = scratch + rows * CAPTURED_CODEC_TENSORS * _widest(codec) + GRAPHS_BYTES
     return Cost("captured step", "estimate", kv.elements, fixed)
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moshi_server.model.products import ConvProducts
+from moshi_server.model.ring_attention import in_place as has_kernels
 from moshi_server.model.streaming import State, StreamingModule, leaf
 
 
@@ -34,11 +35,19 @@ class CausalConv1d(StreamingModule):
         assert self.history >= 0, "a stride longer than the kernel would skip samples"
         self.replicate = replicate and self.history > 0
         self._products: ConvProducts | None = None
+        self._by_window: Tensor | None = None  # (kernel * in, out)
 
     def prepare(self) -> None:
-        """Lay the weights out for ``step`` on a CPU. Call it again after they change."""
-        fits = self.conv.weight.is_cpu and self.conv.dilation[0] == 1
-        self._products = ConvProducts(self.conv) if fits else None
+        """Lay the weights out for ``step``. Call it again after they change."""
+        weight = self.conv.weight
+        plain = self.conv.dilation[0] == 1
+        self._products = ConvProducts(self.conv) if plain and weight.is_cpu else None
+        self._by_window = None
+        if plain and has_kernels(weight.device) and weight.dtype is torch.float32:
+            # The convolution's own weight becomes a view of it, so that there is only one.
+            laid = weight.detach().permute(2, 1, 0).contiguous()
+            self._by_window = laid.flatten(0, 1)
+            self.conv.weight.data = laid.permute(2, 1, 0)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, T) -> (B, out, T / stride), from the beginning of a stream."""
@@ -59,24 +68,54 @@ class CausalConv1d(StreamingModule):
             state["begun"] = torch.zeros(slots, 1, 1, device=device, dtype=torch.bool)
         return state
 
-    def step(self, x: Tensor, state: State, slots: Tensor) -> Tensor:
-        """(B, in, T) -> (B, out, T / stride), going on from where each slot was."""
+    def step(
+        self, x: Tensor, state: State, slots: Tensor, *, elu: bool = False, residual: Tensor | None = None
+    ) -> Tensor:
+        """(B, in, T) -> (B, out, T / stride), going on from where each slot was.
+
+        With ``elu``, of ``x`` put through an exponential linear unit; ``residual`` is added to what comes out.
+        """
         x = x.transpose(1, 2)
+        if self._by_window is not None and x.is_cuda:
+            return self._step_on_gpu(x.contiguous(), state, slots, self._by_window, elu, residual)
+        if elu:
+            x = functional.elu(x)
         if self.history:
-            previous = leaf(state, "previous")
-            past = previous.index_select(0, slots)
-            if self.replicate:
-                begun = leaf(state, "begun")
-                past = torch.where(begun.index_select(0, slots), past, x[:, :1])
-                begun.index_fill_(0, slots, True)
-            x = torch.cat([past, x], dim=1)
-            previous.index_copy_(0, slots, x[:, -self.history :])
+            x = self._after_history(x, state, slots)
         if self._products is not None and x.is_cpu:
-            return self._products(x.contiguous()).transpose(1, 2)
-        conv, x = self.conv, x.transpose(1, 2)
-        # Only in two dimensions are channels that lie next to each other taken as they are.
-        weight, dilation = conv.weight.unsqueeze(2), (1, conv.dilation[0])
-        return functional.conv2d(x.unsqueeze(2), weight, conv.bias, (1, conv.stride[0]), 0, dilation).squeeze(2)
+            y = self._products(x.contiguous()).transpose(1, 2)
+        else:
+            conv, x = self.conv, x.transpose(1, 2)
+            # Only in two dimensions are channels that lie next to each other taken as they are.
+            weight, dilation = conv.weight.unsqueeze(2), (1, conv.dilation[0])
+            y = functional.conv2d(x.unsqueeze(2), weight, conv.bias, (1, conv.stride[0]), 0, dilation).squeeze(2)
+        return y if residual is None else y.add_(residual)
+
+    def _after_history(self, x: Tensor, state: State, slots: Tensor) -> Tensor:
+        """(B, T, in) -> (B, history + T, in); the last of it is the history of the next step."""
+        previous = leaf(state, "previous")
+        past = previous.index_select(0, slots)
+        if self.replicate:
+            begun = leaf(state, "begun")
+            past = torch.where(begun.index_select(0, slots), past, x[:, :1])
+            begun.index_fill_(0, slots, True)
+        x = torch.cat([past, x], dim=1)
+        previous.index_copy_(0, slots, x[:, -self.history :])
+        return x
+
+    def _step_on_gpu(
+        self, x: Tensor, state: State, slots: Tensor, weight: Tensor, elu: bool, residual: Tensor | None
+    ) -> Tensor:
+        from moshi_server.model.conv_kernels import convolve
+
+        past: Tensor | None = None
+        if self.replicate or self.history > x.shape[1]:
+            x, elu = self._after_history(functional.elu(x) if elu else x, state, slots), False
+        elif self.history:
+            past = leaf(state, "previous")
+        added = None if residual is None else residual.transpose(1, 2).contiguous()
+        bias, (stride,) = self.conv.bias, self.conv.stride
+        return convolve(x, weight, bias, stride, past=past, slots=slots, elu=elu, residual=added).transpose(1, 2)
 
 
 class CausalConvTranspose1d(StreamingModule):

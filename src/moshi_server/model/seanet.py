@@ -65,11 +65,22 @@ class Chain(StreamingModule):
             x = layer(x)
         return x
 
-    def step(self, x: Tensor, state: State, slots: Tensor) -> Tensor:
-        """Run every layer over the next piece of each slot."""
+    def step(self, x: Tensor, state: State, slots: Tensor, *, residual: Tensor | None = None) -> Tensor:
+        """Run every layer over the next piece of each slot; the last, a convolution, adds ``residual``."""
         inner = branch(state, "layers")
+        last = len(self.layers) - 1
+        elu = False
         for position, layer in enumerate(self.layers):
-            x = layer.step(x, branch(inner, str(position)), slots) if isinstance(layer, StreamingModule) else layer(x)
+            here = branch(inner, str(position))
+            if isinstance(layer, CausalConv1d):
+                x = layer.step(x, here, slots, elu=elu, residual=residual if position == last else None)
+                elu = False
+            elif isinstance(layer, StreamingModule):
+                x = layer.step(x, here, slots)
+            elif x.is_cuda and position < last and isinstance(self.layers[position + 1], CausalConv1d):
+                elu = True  # one kernel does both
+            else:
+                x = layer(x)
         return x
 
 
@@ -96,7 +107,7 @@ class ResidualBlock(StreamingModule):
 
     def step(self, x: Tensor, state: State, slots: Tensor) -> Tensor:
         """(B, width, T) -> the same shape."""
-        return self.block.step(x, branch(state, "block"), slots).add_(x)
+        return self.block.step(x, branch(state, "block"), slots, residual=x)
 
 
 class SeanetEncoder(Chain):
