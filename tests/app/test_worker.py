@@ -15,7 +15,12 @@ import httpx
 import pytest
 import websockets
 
+from moshi_server.app.serve import banner
 from moshi_server.app.worker import listen
+from moshi_server.cli.configs import find
+from moshi_server.config import load_config
+from moshi_server.engine.build import build_engines
+from moshi_server.engine.hooks import EngineHooks
 from moshi_server.errors import ConfigError
 
 from ..fakes import say
@@ -242,3 +247,14 @@ def test_ipv6_is_listened_on() -> None:
         pytest.skip("no IPv6 here")
     with listener:
         assert listener.family == socket.AF_INET6
+
+
+def test_the_banner_says_what_is_served_where() -> None:
+    config = load_config(find("demo"), {})
+    built = build_engines(config, device="cpu", hooks_for=lambda *_: EngineHooks())
+    lines = banner("http://127.0.0.1:8080", built).splitlines()
+    assert lines[0] == "moshi-server is ready. The page: http://127.0.0.1:8080/"
+    assert lines[1].split()[:5] == ["asr", "BatchedAsr", "/api/asr-streaming", "16", "at"]
+    assert "on cpu" in lines[1]
+    assert "f32, weights" in lines[1]
+    assert "16 x " in lines[1]

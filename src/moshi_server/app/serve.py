@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from ..auth import Authenticator
 from ..config import Config, MimiConfig
@@ -20,7 +20,15 @@ from .worker import Worker, listen
 logger = logging.getLogger(__name__)
 
 
-def run(config: Config, *, host: str, port: int, cpu: bool, env: Mapping[str, str] = os.environ) -> int:
+def run(
+    config: Config,
+    *,
+    host: str,
+    port: int,
+    cpu: bool,
+    env: Mapping[str, str] = os.environ,
+    greet: Callable[[str], object] | None = None,
+) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit status.
 
     Args:
@@ -29,6 +37,7 @@ def run(config: Config, *, host: str, port: int, cpu: bool, env: Mapping[str, st
         port: 0 for any free one.
         cpu: use no GPU.
         env: where ``MOSHI_API_KEY`` and ``BETTER_AUTH_SECRET`` are read.
+        greet: is given the `banner` once everything is ready.
 
     Raises:
         MoshiServerError: what kept it from starting.
@@ -53,11 +62,40 @@ def run(config: Config, *, host: str, port: int, cpu: bool, env: Mapping[str, st
         for note in state.auth.notes():
             logger.log(level, note)
         app = create_app(state, static_dir=config.static_dir)
+        worker = Worker(app, state, listener, grace_seconds=config.shutdown_grace_seconds)
+        if greet is not None:
+            worker.on_ready = lambda address: greet(banner(address, built))
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(Worker(app, state, listener, grace_seconds=config.shutdown_grace_seconds).run())
+            runner.run(worker.run())
         return 0
     finally:
         listener.close()
+
+
+def banner(address: str, built: Sequence[BuiltModule]) -> str:
+    """What is served where, a module a line.
+
+    Args:
+        address: of the page, as ``http://127.0.0.1:8080``.
+        built: the modules.
+    """
+    rows = []
+    for module in built:
+        engine = module.engine
+        paths = " ".join(module.config.routes())
+        rows.append(
+            (
+                module.name,
+                module.config.type,
+                paths,
+                f"{engine.slots_total} at once",
+                f"on {module.device}",
+                module.memory,
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([f"moshi-server is ready. The page: {address}/", *(f"  {line}" for line in lines)]) + "\n"
 
 
 def gpu_reader() -> Callable[[], SystemReading | None]:

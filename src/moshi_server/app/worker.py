@@ -9,7 +9,7 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
 import uvicorn
@@ -64,6 +64,7 @@ class Worker:
         listener: a listening socket.
         grace_seconds: how long running streams may go on once asked to end.
         ping_seconds: how often clients are pinged.
+        on_ready: is told the address, once every module is ready.
     """
 
     app: FastAPI
@@ -71,6 +72,7 @@ class Worker:
     listener: socket.socket
     grace_seconds: float = 30.0
     ping_seconds: float = PING_SECONDS
+    on_ready: Callable[[str], object] | None = None
     _asked_to_end: asyncio.Event = field(default_factory=asyncio.Event)
     _server: uvicorn.Server | None = None
 
@@ -134,7 +136,12 @@ class Worker:
         # What is loaded by now stays: a full collection would walk all of it, and hold every stream up meanwhile.
         gc.collect()
         gc.freeze()
-        logger.info("listening on http://%s:%d", self.listener.getsockname()[0], port)
+        host = self.listener.getsockname()[0]
+        logger.info("listening on http://%s:%d", host, port)
+        if self.on_ready is not None:
+            # An address that listens everywhere is none to go to.
+            here = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+            self.on_ready(f"http://{here}:{port}")
 
     async def _drain(self, server: uvicorn.Server) -> None:
         """Health says 503 and no stream begins; running ones may finish, then are closed with 1001."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -67,7 +68,9 @@ def worker(
         from ..app.serve import run
 
         logger.info("moshi-server %s starts", __version__, extra={"fields": {"config": config, "cpu": cpu}})
-        code = run(loaded, host=addr, port=port, cpu=cpu)
+        # The log says the same; this is for the eyes of whoever sits at the terminal.
+        greet = sys.stderr.write if sys.stderr.isatty() and not silent and not log_json else None
+        code = run(loaded, host=addr, port=port, cpu=cpu, greet=greet)
     except Exception as error:
         # The file keeps the error; the console gets it once, as one line, from `main`.
         output.mute_console()

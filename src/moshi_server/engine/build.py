@@ -33,6 +33,7 @@ from ..errors import ConfigError, MoshiServerError, NotServedError
 from ..gpu import DType, Header, Plan, read_header
 from ..hub import resolve
 from ..speech.tokenizer import TextTokenizer
+from ..speech.turns import TurnSettings
 from ..speech.voices import Voices
 from .ahead import AheadRunner, AheadStream, suits
 from .asr import AsrStream, SttRunner
@@ -76,12 +77,14 @@ SERVED_BY_SCRIPT = ("PyBatchedAsr",)
 
 @dataclass(frozen=True, slots=True)
 class BuiltModule:
-    """A module ready to start."""
+    """A module ready to start, where it runs, and what memory that was planned to take ("" where nobody knows)."""
 
     name: str
     config: Module
     engine: Engine
     voices: Voices | None = None
+    device: str = "cpu"
+    memory: str = ""
 
 
 def build_engines(
@@ -144,7 +147,8 @@ def build_engines(
                     engine = script_post(name, module, hooks, warmup=config.warmup.enabled)
                 case _:
                     raise AssertionError(f"{module.type} is said to be served")
-        built.append(BuiltModule(name, module, engine, voices))
+        memory = next((plan.brief(name) for plan in plans.values() if any(m.name == name for m in plan.modules)), "")
+        built.append(BuiltModule(name, module, engine, voices, str(where), memory))
     share_devices(built, device)
     return built
 
@@ -241,12 +245,13 @@ class _Loader:
 
         runner = fitting_runner(make, name, sized.batch_size, plan)
         delay = text_delay(module)
+        turns = TurnSettings(module.turn_head, module.turn_start, module.turn_end)
         log = self._token_log(module, runner.slots, (lm.spec.text_start_token, lm.spec.audio_pad_token))
         return Engine(
             name,
             module.type,
             runner if log is None else RecordingRunner(runner, log),
-            lambda: stream_type(delay, tokenizer.decode, watchdog_seconds=module.watchdog_seconds),
+            lambda: stream_type(delay, tokenizer.decode, watchdog_seconds=module.watchdog_seconds, turns=turns),
             limits=EngineLimits(module.max_queue_seconds, module.max_session_seconds),
             hooks=hooks,
             warmup=self._warmup,

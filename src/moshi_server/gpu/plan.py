@@ -83,6 +83,14 @@ class Plan:
         """One sentence for each module that gets what it asked for: its streams and type, and why."""
         return [self._line(module) for module in self.modules if not module.lowered]
 
+    def brief(self, name: str) -> str:
+        """What a module's streams take beside the weights of all modules, and of how much: a line for a banner."""
+        module = self[name]
+        weights = megabytes(sum(term.bytes for term in self.weights))
+        free = f" of {megabytes(self.gpu.free)}" if self.gpu is not None and self.gpu.free is not None else ""
+        streams = f"{module.batch_size} x {megabytes(module.stream_bytes)}"
+        return f"{module.dtype.dtype}, weights {weights} + {streams}{free}"
+
     def warnings(self) -> list[str]:
         """One sentence for each module that gets fewer streams than configured, with every term and its origin."""
         return [
