@@ -83,8 +83,20 @@ class _Asr(Module, Numbers):
     """Ours: audio that may wait for the model before the client's socket is no longer read."""
     watchdog_seconds: NonNegativeFloat = 10.0
     """Ours: begin anew in the model after so much speech with no word; 0 for never."""
+    turn_head: Annotated[int, Field(ge=0, le=3)] = 2
+    """Ours: which pause decides on turns: 0, 1, 2, 3 for 0.5, 1, 2, 3 s."""
+    turn_start: Annotated[float, Field(ge=0, le=1)] = 0.4
+    """Ours: a turn starts once the probability of that pause is at most this."""
+    turn_end: Annotated[float, Field(ge=0, le=1)] = 0.6
+    """Ours: a turn ends once it is at least this."""
 
     file_keys = ("lm_model_file", "text_tokenizer_file", "audio_tokenizer_file")
+
+    @model_validator(mode="after")
+    def _turns_have_room(self) -> _Asr:
+        if self.turn_start > self.turn_end:
+            raise ValueError(f"turn_start ({self.turn_start:g}) must not be above turn_end ({self.turn_end:g})")
+        return self
 
 
 class AsrConfig(_Asr):

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..audio import FRAME_SIZE
+from ..audio import FRAME_SIZE, SAMPLE_RATE
 from ..errors import InvalidMessageError
 from ..events import Audio, Flush, Init, Marker, Ready, Step, Word
 from ..speech.asr import StreamClock, WordAssembler
+from ..speech.turns import TurnDetector, TurnSettings
 from ..speech.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -54,12 +55,21 @@ class AsrStream:
         delay: ``asr_delay_in_tokens``.
         decode: token ids to text.
         watchdog_seconds: reset the model's state after so much speech with no word; 0 for never.
+        turns: when a turn starts and ends.
     """
 
-    def __init__(self, delay: int, decode: Callable[[Sequence[int]], str], *, watchdog_seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        delay: int,
+        decode: Callable[[Sequence[int]], str],
+        *,
+        watchdog_seconds: float = 0.0,
+        turns: TurnSettings | None = None,
+    ) -> None:
         self._delay = delay
         self._decode = decode
         self._watchdog_seconds = watchdog_seconds
+        self._turn_settings = turns or TurnSettings()
         self._consumed = 0
         self._begin()
 
@@ -79,6 +89,8 @@ class AsrStream:
         self._clock = StreamClock()
         self._words = WordAssembler(self._delay, self._decode, self._clock.seconds)
         self._watchdog = Watchdog(self._watchdog_seconds)
+        self._turns = TurnDetector(self._turn_settings)
+        self._heard = 0
 
     @property
     def consumed(self) -> int:
@@ -157,6 +169,8 @@ class AsrStream:
         for word in words:
             if isinstance(word, Word):
                 self._watchdog.word(word.text)
+        if self._frame_has_audio:  # in silence that is only fed in, nobody pauses
+            events += self._turn(output.prs, words)
         if output.prs and self._watchdog.frame(self._rms, output.prs[0]):
             events += self._restart()
         while self._dues and self._dues[0].step <= self._steps:
@@ -169,6 +183,13 @@ class AsrStream:
             events += self._words.flush() if due.drain or self._words.pending else []
             events.append(due.event)
         return events
+
+    def _turn(self, prs: Sequence[float], words: Sequence[Any]) -> list[Any]:
+        now = self._heard / SAMPLE_RATE
+        turn = self._turns.frame(prs, now)
+        if turn is None and prs and any(isinstance(word, Word) for word in words):
+            turn = self._turns.word(now)
+        return [] if turn is None else [turn]
 
     def _restart(self) -> list[Any]:
         """Begin anew in the model, not in time."""
@@ -221,6 +242,7 @@ class AsrStream:
         self._frame_has_audio = samples > 0
         self._buffered -= samples
         self._consumed += samples
+        self._heard += samples
 
 
 class SttRunner:
