@@ -34,7 +34,6 @@ from ..gpu import DType, Header, Plan, read_header
 from ..hub import resolve
 from ..speech.tokenizer import TextTokenizer
 from ..speech.turns import TurnSettings
-from ..speech.turns import TurnSettings
 from ..speech.voices import Voices
 from .ahead import AheadRunner, AheadStream, suits
 from .asr import AsrStream, SttRunner
