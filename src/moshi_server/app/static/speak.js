@@ -11,12 +11,11 @@ export function speakView(module, notice) {
   let socket = null;
 
   async function listVoices() {
-    const voices = await api("voices");
-    const names = (voices.modules ?? [voices]).flatMap((each) => each.voices ?? []);
-    element("voice").replaceChildren(...names.map((name) => new Option(name, name)));
-    element("voice").parentElement.hidden = !names.length;
+    const { voices = [], default: usual } = (await api("voices")).find((each) => each.path === module.path) ?? {};
+    element("voice").replaceChildren(...voices.map((name) => new Option(name, name, name === usual, name === usual)));
+    element("voice").parentElement.hidden = !voices.length;
   }
-  listVoices().catch(() => (element("voice").parentElement.hidden = true));
+  listVoices().catch(notice);
 
   button.onclick = () => {
     if (socket) return socket.close(1000);
