@@ -15,10 +15,13 @@ import argparse
 import gc
 import json
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +30,7 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
 import benchmarks.bare  # noqa: E402, F401
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 from moshi_server.engine.asr import SttRunner  # noqa: E402
 from moshi_server.engine.cuda import CudaSttRunner  # noqa: E402
@@ -44,6 +48,8 @@ from moshi_server.gpu import (  # noqa: E402
     stt_step,
     stt_stream,
 )
+from moshi_server.model.cross_attention import CrossSpec  # noqa: E402
+from moshi_server.model.depformer import DepformerSpec  # noqa: E402
 from moshi_server.model.lm import LmModel, LmSpec  # noqa: E402
 from moshi_server.model.mimi import Mimi, MimiSpec  # noqa: E402
 from moshi_server.model.quantizer import QuantizerSpec  # noqa: E402
@@ -52,6 +58,8 @@ from moshi_server.model.streaming import State, leaves  # noqa: E402
 from moshi_server.model.stt import SttModel  # noqa: E402
 from moshi_server.model.synthetic import SHAPES  # noqa: E402
 from moshi_server.model.transformer import TransformerSpec  # noqa: E402
+from moshi_server.model.tts import Sampling, TtsModel, TtsSpec  # noqa: E402
+from moshi_server.model.weights import save_lm  # noqa: E402
 
 DEVICE = torch.device("cuda", 0)
 FRAME_MS = 80.0
@@ -75,8 +83,8 @@ def host_ms(step: Callable[[], Any], repeats: int) -> Numbers:
     return {"p50": float(np.median(times)), "p99": float(np.percentile(times, 99)), "steps": repeats}
 
 
-def graph_ms(step: Callable[[], Any], repeats: int = 20) -> float:
-    """Median milliseconds of a step captured in a graph."""
+def captured(step: Callable[[], Any]) -> Callable[[], None]:
+    """A step as one graph."""
     with torch.inference_mode():
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -86,14 +94,20 @@ def graph_ms(step: Callable[[], Any], repeats: int = 20) -> float:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=side):
             step()
-        times = []
-        for _ in range(repeats):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            graph.replay()
-            end.record()
-            torch.cuda.synchronize()
-            times.append(start.elapsed_time(end))
+    return graph.replay
+
+
+def graph_ms(step: Callable[[], Any], repeats: int = 20) -> float:
+    """Median milliseconds, on the device, of a step captured in a graph."""
+    replay = captured(step)
+    times = []
+    for _ in range(repeats):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end))
     return float(np.median(times[2:]))
 
 
@@ -410,6 +424,135 @@ def codec_row(mimi: Mimi, batch: int, copy_gb_s: float) -> Numbers:
     }
 
 
+# As far as its files say; what decides the time of a step are the sizes.
+TTS_SCHEDULE = (*range(8), *(8,) * 8, *(9,) * 8, *(10,) * 8)
+TTS = LmSpec(
+    text_in_vocab_size=8001,
+    text_out_vocab_size=8000,
+    audio_vocab_size=2049,
+    audio_codebooks=32,
+    transformer=TransformerSpec(2048, 16, 16, 8192, 500, gating="silu", cross=CrossSpec(625)),
+    depformer=DepformerSpec(
+        32,
+        TransformerSpec(1024, 16, 4, 3072, 32, gating="silu", positional_embedding="none"),
+        schedule=TTS_SCHEDULE,
+        low_rank=128,
+    ),
+    two_text_streams=True,
+)
+
+
+TTS_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+
+
+def text_to_speech(copy_gb_s: float) -> Numbers:
+    """The shape of tts-1.6b-en_fr with 24 codebooks: a whole step with sound, and one that has only text yet."""
+    torch.manual_seed(0)
+    spec = TtsSpec(delay=16, delays=(0, *(2,) * 31), codebooks=24)
+    model = TtsModel(make_mimi(MimiSpec()), make_lm(TTS), spec)
+    assert model.depformer is not None
+    rows = []
+    for batch in TTS_BATCHES:
+        with freed(), torch.inference_mode():
+            state = model.init_state(batch, device=DEVICE)
+            for slot in range(batch):
+                model.begin(state, slot, Sampling(seed=slot))
+            fill({"lm": state["lm"], "decoder": state["decoder"]})
+            state["steps"].fill_(1000)  # type: ignore[union-attr]
+            slots = torch.arange(batch, device=DEVICE)
+            nobody = slots[:0]
+
+            def text_only(state: State = state, slots: Tensor = slots, nobody: Tensor = nobody) -> None:
+                text, hidden = model.think(state, slots)
+                model.speak(text, hidden, state, slots, nobody)
+
+            def whole(state: State = state, slots: Tensor = slots) -> None:
+                text, hidden = model.think(state, slots)
+                model.sound(model.speak(text, hidden, state, slots, None), state, slots)
+
+            eager = host_ms(whole, 5)["p50"] if batch in (1, 64) else None
+            text, full = graph_ms(text_only), graph_ms(whole)
+            read = weight_bytes(model.lm) + weight_bytes(model.mimi) + state_bytes(state)
+            rows.append(
+                {
+                    "streams": batch,
+                    "step": full,
+                    "step_without_sound": text,
+                    "first_sound_ms": spec.first_sound * text + full,
+                    "floor": 1e-6 * read / copy_gb_s,
+                    "step_without_graph": eager,
+                }
+            )
+            del state
+    return {"steps_to_first_sound": spec.first_sound + 1, "parameters": parameters(model.lm), "steps": rows}
+
+
+def parameters(module: torch.nn.Module) -> int:
+    return sum(tensor.numel() for tensor in module.parameters())
+
+
+def beside_the_package(folder: Path) -> list[Numbers]:
+    """The `moshi` package's `LMGen` on the weights that we run, blocks of steps in turn; the language model alone."""
+    for name in ("bitsandbytes", "sphn", "sounddevice"):
+        sys.modules.setdefault(name, ModuleType(name))
+    sys.path.insert(0, str(folder))
+    from moshi.models import LMGen, loaders
+
+    spec = SHAPES["stt-1b-en_fr"]
+    inner = spec.transformer
+    torch.manual_seed(0)
+    lm = make_lm(spec)
+    model = SttModel(make_mimi(stt_mimi(spec)), lm)
+    config = {
+        "delays": [0] * (spec.audio_codebooks + 1),
+        "n_q": spec.audio_codebooks,
+        "dep_q": 0,
+        "card": spec.audio_vocab_size - 1,
+        "text_card": spec.text_in_vocab_size - 1,
+        "text_card_out": spec.text_out_vocab_size,
+        "dim": inner.d_model,
+        "num_heads": inner.num_heads,
+        "num_layers": inner.num_layers,
+        "hidden_scale": 1.5 * inner.hidden / inner.d_model,
+        "norm": "rms_norm_f32",
+        "gating": "silu",
+        "context": inner.context,
+        "max_period": inner.max_period,
+        "positional_embedding": "rope",
+        "depformer_multi_linear": True,
+        "extra_heads_num_heads": spec.extra_heads_num,
+        "extra_heads_dim": spec.extra_heads_dim,
+    }
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "model.safetensors"
+        save_lm(lm, path, naming="pytorch", dtype=torch.bfloat16)
+        theirs = loaders.get_moshi_lm(path, lm_kwargs=config, device=DEVICE, dtype=torch.bfloat16)
+    rows = []
+    for batch in PACKAGE_BATCHES:
+        with freed():
+            rows.append(package_row(model, LMGen(theirs, use_sampling=False), batch))
+    return rows
+
+
+PACKAGE_BATCHES = (1, 8, 64, 256)
+
+
+def package_row(model: SttModel, generator: Any, batch: int) -> Numbers:
+    spec = model.lm.spec
+    codes = torch.randint(0, spec.audio_vocab_size - 1, (batch, spec.audio_codebooks), device=DEVICE)
+    state, slots = model.init_state(batch, device=DEVICE), torch.arange(batch, device=DEVICE)
+    fill({"lm": state["lm"]})
+    replay = captured(lambda: model.step_codes(codes, state, slots))
+    with torch.no_grad(), generator.streaming(batch):
+        theirs = codes[:, :, None]
+        blocks = [
+            (host_ms(replay, 10)["p50"], host_ms(lambda: generator.step_with_extra_heads(theirs), 10)["p50"])
+            for _ in range(4)
+        ]
+    ours, package = (float(np.median(times)) for times in zip(*blocks, strict=True))
+    return {"streams": batch, "ours": ours, "moshi": package, "ratio": ours / package}
+
+
 # --- the command -------------------------------------------------------------------------------------------------
 
 
@@ -441,6 +584,7 @@ def show_row(row: Numbers) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="where the JSON goes")
+    parser.add_argument("--moshi", type=Path, help="the folder that the `moshi` package is imported from")
     parser.add_argument("--only", nargs="+", help="parts to run")
     parser.add_argument(
         "--repeats", type=int, default=30, help="steps of each bucket; four times as many of the largest"
@@ -449,6 +593,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.backends.cudnn.allow_tf32 = False
     begin = time.perf_counter()
+    failed: list[str] = []
     found: Numbers = {"machine": machine()}
     show("machine", found["machine"])
     bandwidth = found["machine"]["copy_gb_s"]
@@ -460,16 +605,25 @@ def main() -> None:
             parts[name] = lambda shape=shape, eight_bit=eight_bit, table=table: speech_to_text(
                 shape, bandwidth, eight_bit=eight_bit, profile=table, repeats=options.repeats
             )
+    parts["tts-1.6b"] = lambda: text_to_speech(bandwidth)
+    if options.moshi:
+        parts["moshi package"] = lambda: beside_the_package(options.moshi)
     for name, part in parts.items():
         if options.only and not any(word in name for word in options.only):
             continue
         with freed():
             start = time.perf_counter()
-            found[name] = part()
+            try:
+                found[name] = part()
+            except (RuntimeError, ImportError, TypeError) as error:  # the other parts are still worth having
+                found[name] = {"failed": traceback.format_exc()}
+                failed.append(f"{name}: {error}")
         show(f"{name} ({time.perf_counter() - start:.0f} s)", found[name])
         if options.out:
             options.out.write_text(json.dumps(found, indent=1))
     print(f"\n{time.perf_counter() - begin:.0f} s in all")
+    if failed:
+        raise SystemExit("failed: " + "; ".join(failed))
 
 
 if __name__ == "__main__":
