@@ -43,7 +43,7 @@ async def page_of(server: Server) -> AsyncIterator[Any]:
 async def test_a_text_is_spoken_and_its_words_light_up() -> None:
     async with speaking() as server, page_of(server) as page:
         voice = page.locator("#voice")
-        await page.wait_for_function("document.getElementById('voice').options.length === 2")
+        await page.wait_for_function("() => document.getElementById('voice').options.length === 2")
         assert await voice.input_value() == "alba.wav"
         assert await page.locator("nav button").all_inner_texts() == ["Speak", "Status"]
         await page.get_by_role("textbox", name="Text").fill("hello to all of you")
@@ -69,7 +69,7 @@ async def test_a_text_is_spoken_and_its_words_light_up() -> None:
 
 async def test_speech_that_cannot_be_is_said() -> None:
     async with speaking() as server, page_of(server) as page:
-        await page.wait_for_function("document.getElementById('voice').options.length === 2")
+        await page.wait_for_function("() => document.getElementById('voice').options.length === 2")
         await page.get_by_role("button", name="Speak", exact=True).last.click()
         await page.get_by_text("Write something first.").wait_for()
         await page.evaluate("document.getElementById('voice').options[0].value = 'alva.wav'")
@@ -85,8 +85,8 @@ async def test_a_conversation_by_the_browsers_own_codecs() -> None:
         await page.get_by_role("button", name="Start talking").click()
         await page.locator("#conversation").filter(has_text="well indeed, well").wait_for()
         # The echo of the fake microphone's beep.
-        await page.wait_for_function("document.getElementById('reply-level').value > 0.3")
-        await page.wait_for_function("document.getElementById('talk-level').value > 0.3")
+        await page.wait_for_function("() => document.getElementById('reply-level').value > 0.3")
+        await page.wait_for_function("() => document.getElementById('talk-level').value > 0.3")
         await page.get_by_role("button", name="Stop").click()
         await page.get_by_role("button", name="Start talking").wait_for()
         assert await page.locator("#notice").is_hidden()
