@@ -174,8 +174,15 @@ async def test_what_is_wrong_is_one_line(server: Server, tmp_path: Path) -> None
     assert "no server answers at" in nobody.err
     missing = await say("-f", "missing.txt", "-o", "kept.wav", cwd=tmp_path)
     assert (missing.code, missing.err) == (1, "error: missing.txt: No such file or directory\n")
-    assert kept.read_bytes() == b"precious"
+    toml = tmp_path / "none.toml"
+    toml.write_text('static_dir = "."\nlog_dir = "."\ninstance_name = "x"\n')
+    local = await say("x", "-o", "kept.wav", "--config", "none.toml", cwd=tmp_path)
+    assert local.code == 1
+    assert "it has no text-to-speech module" in local.err
     folder = await say("x", "-o", "no/such/folder.wav", *at(server), cwd=tmp_path)
     assert (folder.code, folder.err) == (1, "error: no/such/folder.wav cannot be written: No such file or directory\n")
+    assert kept.read_bytes() == b"precious"
+    nothing = await say("", "-o", "empty.wav", *at(server), cwd=tmp_path)
+    assert (nothing.code, (tmp_path / "empty.wav").stat().st_size) == (0, 44)
     for wrong in (["x", "-o", "out.mp3"], ["x", "-f", "y"], ["x", "--cpu", "--url", "a"]):
         assert (await say(*wrong, cwd=tmp_path)).code == 2

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -84,16 +84,22 @@ async def _say(
     from ..events import Audio
     from .sinks import sink_for
 
-    # Only once there is a stream: a file is not overwritten for a server that is not there.
+    write: Callable[..., None] | None = None
+
     async with stream as link:
-        with sink_for(output) as write:
+        with ExitStack() as stack:
 
             def on_event(event: SpeechEvent) -> None:
+                nonlocal write
                 if isinstance(event, Audio):
+                    if write is None:  # only now: a file is not overwritten for a voice that does not exist
+                        write = stack.enter_context(sink_for(output))
                     write(event.pcm)
                 tell(event)
 
             await speak_over(link, source if isinstance(source, str) else source(), on_event=on_event, keep=False)
+            if write is None:
+                stack.enter_context(sink_for(output))
 
 
 @asynccontextmanager

@@ -65,9 +65,11 @@ class Voices:
 
 def unknown_voice(name: str, names: Sequence[str]) -> ResourceNotFoundError:
     """The error for a voice that does not exist, with the names that come nearest to it."""
-    near = difflib.get_close_matches(name[:200], names, n=NEAR, cutoff=0.6)
+    asked = name[:200].casefold()
+    folded = {each.casefold(): each for each in names}
+    near = [folded[each] for each in difflib.get_close_matches(asked, folded, n=NEAR, cutoff=0.6)]
     # A part of a name is no near match to difflib, but likely what was meant.
-    near += [each for each in names if name and name in each and each not in near]
+    near += [each for each in names if asked and asked in each.casefold() and each not in near]
     said = f"; did you mean {' or '.join(map(repr, near[:NEAR]))}?" if near else ""
     return ResourceNotFoundError(f"there is no voice {name[:80]!r}{said}", hint=_LISTED)
 
