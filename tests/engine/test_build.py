@@ -12,7 +12,7 @@ import sentencepiece
 import torch
 
 from moshi_server.config import Config, load_config
-from moshi_server.engine.build import BuiltModule, build_engines, fitting_runner, make_plans, text_delay
+from moshi_server.engine.build import BuiltModule, build_engines, fitting_runner, make_plans, share_devices, text_delay
 from moshi_server.engine.hooks import EngineHooks
 from moshi_server.engine.worker import Engine
 from moshi_server.errors import (
@@ -262,12 +262,13 @@ def test_auto_takes_a_number_of_slots(folder: Path, tmp_path: Path) -> None:
     assert built.engine.slots_total >= 1
 
 
-@pytest.mark.parametrize(("lanes", "shared"), [(1, True), (2, False)])
-def test_modules_on_one_device_take_turns_where_there_is_no_room_for_all(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lanes: int, shared: bool
+def test_modules_on_one_gpu_take_turns_and_on_a_cpu_they_do_not(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moshi_server.engine.build.cpu_lanes", lambda: lanes)
     built = build(config(tmp_path, module(folder), module(folder, "second", batch_size=2)))
-    turns = [each.engine._batcher.turn for each in built]
-    assert all(turn is not None for turn in turns) is shared
-    assert any(turn is not None for turn in turns) is shared
+    assert [each.engine._batcher.turn for each in built] == [None, None]
+    monkeypatch.setattr("moshi_server.engine.build.choose_device", lambda name: torch.device("cuda", 0))
+    share_devices(built[:1], None)
+    assert built[0].engine._batcher.turn is None
+    share_devices(built, None)
+    assert None not in [each.engine._batcher.turn for each in built]

@@ -157,12 +157,10 @@ def test_a_failing_step_gives_its_turn_back() -> None:
         pass
 
 
-def test_seats_are_given_only_where_there_are_more_modules_than_lanes() -> None:
-    modules = {"stt": "cuda:0", "tts": "cuda:0", "lm": "cuda:1", "one": "cpu", "two": "cpu"}
-    given_out = seats(modules, {"cpu": 2})
+def test_seats_are_given_only_where_a_device_is_shared() -> None:
+    given_out = seats({"stt": "cuda:0", "tts": "cuda:0", "lm": "cuda:1"})
     assert sorted(given_out) == ["stt", "tts"]
     assert given_out["stt"]._schedule is given_out["tts"]._schedule
-    assert sorted(seats(modules, {"cpu": 1})) == ["one", "stt", "tts", "two"]
 
 
 async def test_engines_on_one_device_step_one_after_the_other() -> None:

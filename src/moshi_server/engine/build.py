@@ -41,7 +41,7 @@ from .build_dialogue import dialogue_runner, dialogue_streams
 from .build_pocket import pocket_engine
 from .build_script import script_asr, script_post, script_tts
 from .build_tts import Speech, py_files, py_speech, tts_lm_spec, tts_speech
-from .cpu import choose_threads, cpu_lanes, keep_freed_memory
+from .cpu import choose_threads, keep_freed_memory
 from .cuda import CudaSttRunner
 from .devices import cuda_gpus
 from .dialogue import DialogueRunner
@@ -154,13 +154,14 @@ def build_engines(
 
 
 def share_devices(built: Sequence[BuiltModule], device: str | None) -> None:
-    """Have modules on the same device take turns.
+    """Have modules on the same GPU take turns. On a CPU the system interrupts long steps, which serves all better.
 
-    But for `PyPost`, which has no frames that could come late, and `PocketTts`, which works on threads of its own.
+    `PyPost` has no part in it: it has no frames that could come late.
     """
-    streaming = {module.name: module for module in built if module.config.type not in ("PyPost", "PocketTts")}
-    devices = {name: str(choose_device(device or module.config.device)) for name, module in streaming.items()}
-    for name, seat in seats(devices, {"cpu": cpu_lanes()}).items():
+    streaming = {module.name: module for module in built if module.config.type != "PyPost"}
+    devices = {name: choose_device(device or module.config.device) for name, module in streaming.items()}
+    on_gpus = {name: str(where) for name, where in devices.items() if where.type != "cpu"}
+    for name, seat in seats(on_gpus).items():
         streaming[name].engine.take_turns(seat)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 
 SMALL_WIDTH = 512
@@ -19,14 +18,6 @@ def choose_threads(width: int) -> None:
 
     if width <= SMALL_WIDTH:
         torch.set_num_threads(1)
-
-
-def cpu_lanes() -> int:
-    """How many modules' steps fit on the CPU side by side: its cores, shared out by torch's threads for one step."""
-    import torch
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // torch.get_num_threads())
 
 
 def keep_freed_memory() -> bool:

@@ -153,19 +153,17 @@ def _tag(seat: Seat) -> float:
     return seat.tag
 
 
-def seats(modules: dict[str, str], lanes: dict[str, int]) -> dict[str, Seat]:
-    """A seat for each module that has to share: none where there is room for all of a device's modules at once.
+def seats(modules: dict[str, str]) -> dict[str, Seat]:
+    """A seat for each module that has to share its device; none for one that has it alone.
 
     Args:
         modules: the device of each module.
-        lanes: how many steps each device takes at once; 1 unless it is here.
     """
     shared: dict[str, Seat] = {}
     for device in sorted(set(modules.values())):
         names = [name for name, where in modules.items() if where == device]
-        room = lanes.get(device, 1)
-        if len(names) > room:
-            schedule = Schedule(device, room)
-            logger.info("%s take turns on %s, %d at a time", ", ".join(names), device, room)
+        if len(names) > 1:
+            schedule = Schedule(device)
+            logger.info("%s take turns on %s", ", ".join(names), device)
             shared |= {name: schedule.seat(name) for name in names}
     return shared
