@@ -156,9 +156,9 @@ def build_engines(
 def share_devices(built: Sequence[BuiltModule], device: str | None) -> None:
     """Have modules on the same GPU take turns. On a CPU the system interrupts long steps, which serves all better.
 
-    `PyPost` has no part in it: it has no frames that could come late.
+    `PyPost`, which has no frames that could come late, and `PocketTts`, which has threads of its own, have no part in it.
     """
-    streaming = {module.name: module for module in built if module.config.type != "PyPost"}
+    streaming = {module.name: module for module in built if module.config.type not in ("PyPost", "PocketTts")}
     devices = {name: choose_device(device or module.config.device) for name, module in streaming.items()}
     on_gpus = {name: str(where) for name, where in devices.items() if where.type != "cpu"}
     for name, seat in seats(on_gpus).items():
