@@ -156,7 +156,7 @@ def build_engines(
 def share_devices(built: Sequence[BuiltModule], device: str | None) -> None:
     """Have modules on the same GPU take turns. On a CPU the system interrupts long steps, which serves all better.
 
-    `PyPost`, which has no frames that could come late, and `PocketTts`, which has threads of its own, have no part in it.
+    `PyPost` has no frames that could come late, and `PocketTts` has threads of its own: they have no part in it.
     """
     streaming = {module.name: module for module in built if module.config.type not in ("PyPost", "PocketTts")}
     devices = {name: choose_device(device or module.config.device) for name, module in streaming.items()}
