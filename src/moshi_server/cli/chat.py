@@ -12,15 +12,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ..client import DialogueClient
     from .sinks import Write
 
-Frame = NDArray[np.float32]
+    Frame = NDArray[np.float32]
 
 
 def chat(

@@ -11,21 +11,22 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
 
 from ..errors import MoshiServerError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ..client.exchange import Link
+
+    Frame = NDArray[np.float32]
 
 PARAGRAPH_SECONDS = 1.5
 """A silence from which on the next word begins a new line, where nobody tells of turns."""
 MAX_WAITING = 375
 """Frames that may wait to be sent: half a minute. More is dropped, with a word about it."""
-
-Frame = NDArray[np.float32]
 
 
 def mic(
@@ -149,6 +150,8 @@ def microphone(sound: Any, device: str | None, heard: Callable[[Frame], object])
     Raises:
         MoshiServerError: there is no such microphone, or it cannot be used.
     """
+    import numpy as np
+
     from ..audio import FRAME_SIZE, SAMPLE_RATE
 
     which: Any = int(device) if device is not None and device.isdecimal() else device
