@@ -66,3 +66,25 @@ def test_faults_are_one_line(tmp_path: Path) -> None:
     done = moshi_server("convert", "wide", "out", "--dtype", "int8", cwd=tmp_path)
     assert done.returncode == 2
     assert "'f16', 'bf16', 'f32'" in done.stderr
+
+
+def test_layers_are_quantized_and_what_was_done_is_said(tmp_path: Path) -> None:
+    name = "transformer.layers.0.gating.linear_in.weight"
+    save_file({name: torch.randn(64, 64), "odd": torch.ones(3)}, tmp_path / "in.safetensors")
+    for kind, dtype in (("int8", torch.int8), ("int4", torch.uint8)):
+        done = moshi_server("convert", "in.safetensors", kind, "--quantize", kind, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == f"{kind}: 1 layers in {kind}, 1 other tensors; 0.0 MB became 0.0 MB\n"
+        assert load_file(tmp_path / kind)[name].dtype is dtype
+
+
+def test_what_cannot_be_quantized_is_refused_in_one_line(source: Path, tmp_path: Path) -> None:
+    line = one_error(moshi_server("convert", str(source), "out", "--quantize", "int8", cwd=tmp_path))
+    assert "has no layers of a language model" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_type_or_a_number_of_bits_and_not_both(source: Path, tmp_path: Path) -> None:
+    for options in ([], ["--dtype", "f16", "--quantize", "int8"]):
+        line = one_error(moshi_server("convert", str(source), "out", *options, cwd=tmp_path))
+        assert line.startswith("error: expected either --dtype or --quantize")

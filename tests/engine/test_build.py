@@ -192,11 +192,6 @@ def test_a_module_that_is_not_served_yet_is_named(tmp_path: Path, monkeypatch: p
         build(config(tmp_path, rooms))
 
 
-def test_a_setting_that_has_no_effect_yet_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(NotServedError, match="quantize"):
-        build(config(tmp_path, module(folder, quantize="int8")))
-
-
 def test_nothing_to_serve_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no module"):
         build(config(tmp_path))

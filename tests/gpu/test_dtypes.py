@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from moshi_server.gpu import DType, choose_cpu_dtype, choose_dtype, cpu_flags
+from moshi_server.gpu import (
+    DType,
+    DTypeChoice,
+    QuantizeRequest,
+    choose_cpu_dtype,
+    choose_dtype,
+    cpu_cores,
+    cpu_flags,
+    quantized,
+)
 
 
 @pytest.mark.parametrize(
@@ -51,3 +60,37 @@ def test_flags_are_read_as_linux_writes_them(tmp_path: Path) -> None:
     assert cpu_flags(str(x86)) == {"fpu", "avx512_bf16"}
     assert choose_cpu_dtype(cpu_flags(str(arm))).reason == "the CPU has bf16"
     assert cpu_flags(str(tmp_path / "none")) == frozenset()
+
+
+LARGE_MODEL = QuantizeRequest(parameters=1_000_000_000)
+F32 = DTypeChoice("f32", "the CPU has no bf16 instructions")
+
+
+@pytest.mark.parametrize(
+    ("flags", "cores", "kind"),
+    [({"avx2"}, 8, "int8"), ({"avx2"}, 2, "int4"), ({"asimddp"}, 2, "int8"), ({"sse4_2"}, 2, None), (set(), 8, None)],
+)
+def test_a_large_model_is_quantized_by_cpu_and_cores(flags: set[str], cores: int, kind: str | None) -> None:
+    choice = quantized(F32, LARGE_MODEL, flags, cores, None)
+    assert choice.quantize == kind
+    assert choice.dtype == "f32"
+    if kind:
+        assert str(choice) == f"{kind} layers, f32 (a large model on {cores} cores)"
+
+
+def test_a_small_model_is_not() -> None:
+    assert quantized(F32, QuantizeRequest(parameters=20_000_000), {"avx2"}, 2, None) == F32
+
+
+def test_what_is_asked_for_goes_first_then_what_is_stored_then_the_type() -> None:
+    flags = {"avx2"}
+    assert quantized(F32, QuantizeRequest("none", "int8", 10**9), flags, 2, None) == F32
+    assert quantized(F32, QuantizeRequest("int8", "int4", 10**9), flags, 2, None).quantize == "int8"
+    assert quantized(F32, QuantizeRequest("int8"), set(), 2, "bf16") == DTypeChoice("bf16", "quantize", "int8")
+    assert quantized(F32, QuantizeRequest(stored="int4"), flags, 8, "bf16").quantize == "int4"
+    bf16 = DTypeChoice("bf16", "dtype_override")
+    assert quantized(bf16, LARGE_MODEL, flags, 2, "bf16") == bf16
+
+
+def test_a_process_has_a_core() -> None:
+    assert cpu_cores() >= 1

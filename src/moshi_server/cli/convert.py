@@ -1,4 +1,4 @@
-"""``moshi-server convert``: a checkpoint in another number type, once, so that nothing is converted at each start."""
+"""``moshi-server convert``: a checkpoint in another type or quantized, once, so that no start has to convert it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,32 @@ class NumberType(StrEnum):
     f32 = "f32"
 
 
+class Bits(StrEnum):
+    """What layers are stored in."""
+
+    int8 = "int8"
+    int4 = "int4"
+
+
 def convert(
     source: Annotated[
         str, typer.Argument(metavar="IN", help="A safetensors file, or its hf://ORG/REPO/PATH.", show_default=False)
     ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.", show_default=False)],
-    dtype: Annotated[NumberType, typer.Option("--dtype", help="The number type to store.", show_default=False)],
+    dtype: Annotated[
+        NumberType | None, typer.Option("--dtype", help="The number type to store.", show_default=False)
+    ] = None,
+    quantize: Annotated[
+        Bits | None,
+        typer.Option("--quantize", help="Layers in 8 or 4 bits instead, for CPUs.", show_default=False),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite OUT.")] = False,
 ) -> None:
-    """Write a checkpoint in another number type, in little memory; its names and metadata stay."""
+    """Write a checkpoint in another number type, or quantized, in little memory; its names and metadata stay."""
     from .environment import load_dotenv
 
+    if (dtype is None) == (quantize is None):
+        raise ConfigError("expected either --dtype or --quantize", hint="for example --dtype bf16, or --quantize int8")
     if target.is_dir():
         raise ConfigError(f"{target} is a folder", hint="name the file to write")
     if target.exists() and not force:
@@ -42,6 +57,10 @@ def convert(
     from ..hub import resolve
 
     path = resolve(source)
+    if dtype is None:
+        assert quantize is not None
+        _quantize(path, target, quantize)
+        return
 
     import torch
 
@@ -58,3 +77,13 @@ def convert(
             "note: this is a codec; the server computes it in f32 all the same, and its codes will differ a little",
             err=True,
         )
+
+
+def _quantize(path: Path, target: Path, kind: Bits) -> None:
+    from ..model.quantize_cache import convert_quantized
+
+    done = convert_quantized(path, target, kind.value)
+    typer.echo(
+        f"{target}: {done.layers} layers in {kind}, {done.others} other tensors; "
+        f"{done.bytes_before / 1e6:.1f} MB became {done.bytes_after / 1e6:.1f} MB"
+    )

@@ -62,8 +62,8 @@ class Numbers(Table):
 
     dtype_override: Literal["f32", "f16", "bf16"] | None = None
     """The number type; the default is what suits the device."""
-    quantize: Literal["int8"] | None = None
-    """Ours: 8-bit linear layers."""
+    quantize: Literal["int8", "int4", "none"] | None = None
+    """Ours: linear layers in 8 or 4 bits, on a CPU; the default is what suits the model and the CPU."""
 
 
 class _Asr(Module, Numbers):

@@ -30,7 +30,7 @@ from ..config import (
 )
 from ..config.model import CrossAttention
 from ..errors import ConfigError, MoshiServerError, NotServedError
-from ..gpu import DType, Header, Plan, read_header
+from ..gpu import LINEAR_BYTES, DType, DTypeChoice, Header, Plan, Quantize, read_header
 from ..hub import resolve
 from ..speech.tokenizer import TextTokenizer
 from ..speech.turns import TurnSettings
@@ -180,7 +180,10 @@ def make_plans(config: Config, device: str | None, env: Mapping[str, str]) -> di
     headers: dict[str, Header] = {}
     for name, module in config.modules.items():
         with _named(name):
-            choose_device(device or module.device)
+            where = choose_device(device or module.device)
+            in_bits = hasattr(module, "lm_model_file") and getattr(module, "quantize", None) in LINEAR_BYTES
+            if where.type != "cpu" and in_bits:
+                raise ConfigError("layers are held in 8 or 4 bits on a CPU only", key="quantize", hint="remove the key")
             for key, uri in module.files():
                 if key in CHECKPOINTS:
                     headers[uri] = read_header(str(resolve(uri)))
@@ -209,7 +212,7 @@ class _Loader:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._warmup = config.warmup.enabled
-        self._lms: dict[tuple[Path, str, torch.dtype, torch.device], LmModel] = {}
+        self._lms: dict[tuple[Path, str, DType, Quantize | None, torch.device], LmModel] = {}
         self._codecs: dict[tuple[Path, int | None, bool, torch.device], Mimi] = {}
 
     def speech_to_text(
@@ -221,12 +224,10 @@ class _Loader:
         from ..model.conditioning import delay_condition
         from ..model.stt import SttModel
 
-        if module.quantize is not None:
-            raise NotServedError("quantize is not served by this version", hint="remove the key")
         sized = plan[name]
         tokenizer = TextTokenizer(resolve(module.text_tokenizer_file))
         try:
-            lm = self._lm(resolve(module.lm_model_file), lm_spec(module.model), number_type(sized.dtype.dtype), device)
+            lm = self._lm(resolve(module.lm_model_file), lm_spec(module.model), sized.dtype, device)
             mimi = self._mimi(resolve(module.audio_tokenizer_file), module.model.audio_codebooks, device)
         except torch.OutOfMemoryError:
             plan.halve(name, 1)
@@ -273,13 +274,11 @@ class _Loader:
         """One module of type `Lm`."""
         import torch
 
-        if module.quantize is not None:
-            raise NotServedError("quantize is not served by this version", hint="remove the key")
         sized = plan[name]
         tokenizer = TextTokenizer(resolve(module.text_tokenizer_file))
         codebooks = max(module.gen.generated_audio_codebooks, module.gen.input_audio_codebooks)
         try:
-            lm = self._lm(resolve(module.lm_model_file), lm_spec(module.model), number_type(sized.dtype.dtype), device)
+            lm = self._lm(resolve(module.lm_model_file), lm_spec(module.model), sized.dtype, device)
             mimi = self._mimi(resolve(module.audio_tokenizer_file), codebooks, device, decoder=True)
         except torch.OutOfMemoryError:
             plan.halve(name, 1)
@@ -311,7 +310,7 @@ class _Loader:
         sized = plan[name]
         tokenizer = TextTokenizer(resolve(module.text_tokenizer_file))
         try:
-            speech = self._speech(module, tokenizer, number_type(sized.dtype.dtype), device)
+            speech = self._speech(module, tokenizer, sized.dtype, device)
         except torch.OutOfMemoryError:
             plan.halve(name, 1)
             raise
@@ -337,18 +336,16 @@ class _Loader:
         return engine, speech.voices
 
     def _speech(
-        self, module: PyConfig | TtsConfig, tokenizer: TextTokenizer, dtype: torch.dtype, device: torch.device
+        self, module: PyConfig | TtsConfig, tokenizer: TextTokenizer, numbers: DTypeChoice, device: torch.device
     ) -> Speech:
         if isinstance(module, PyConfig):
             files = py_files(module)
-            lm = self._lm(resolve(files.weights), files.package.lm, dtype, device)
+            lm = self._lm(resolve(files.weights), files.package.lm, numbers, device)
             mimi = self._mimi(resolve(files.codec), files.options.n_q, device, decoder=True)
             return py_speech(module, files, lm, mimi, tokenizer)
-        if module.quantize is not None:
-            raise NotServedError("quantize is not served by this version", hint="remove the key")
         codec = self._mimi(resolve(module.speaker_tokenizer_file), 1, device)
         spec = tts_lm_spec(module, lm_spec(module.model), codec.spec.seanet.dimension)
-        lm = self._lm(resolve(module.lm_model_file), spec, dtype, device)
+        lm = self._lm(resolve(module.lm_model_file), spec, numbers, device)
         assert lm.depformer is not None
         mimi = self._mimi(resolve(module.audio_tokenizer_file), lm.depformer.spec.codebooks, device, decoder=True)
         return tts_speech(module, lm, mimi, codec, tokenizer)
@@ -368,13 +365,15 @@ class _Loader:
         runner = LatentRunner(mimi, device)
         return Engine(name, module.type, runner, PostStream, limits=limits, hooks=hooks, warmup=self._warmup)
 
-    def _lm(self, path: Path, spec: LmSpec, dtype: torch.dtype, device: torch.device) -> LmModel:
+    def _lm(self, path: Path, spec: LmSpec, numbers: DTypeChoice, device: torch.device) -> LmModel:
         from ..model.weights import load_lm
 
-        key = (path, repr(spec), dtype, device)
+        kind = numbers.quantize
+        key = (path, repr(spec), numbers.dtype, kind, device)
         if key not in self._lms:
-            logger.info("loading %s", path)
-            self._lms[key] = load_lm(path, spec, dtype=dtype, device=device)
+            file = path if kind is None else quantized_file(path, kind)
+            logger.info("loading %s", file)
+            self._lms[key] = load_lm(file, spec, dtype=number_type(numbers.dtype), device=device, kind=kind)
         return self._lms[key]
 
     def _mimi(self, path: Path, codebooks: int | None, device: torch.device, *, decoder: bool = False) -> Mimi:
@@ -453,6 +452,18 @@ def fitting_runner(make: Callable[[int], R], name: str, slots: int, plan: Plan) 
         slots = fewer
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # after the handler: the error's traceback holds what it took
+
+
+def quantized_file(path: Path, kind: Quantize) -> Path:
+    """Where a language model in 8 or 4 bits is read from: its checkpoint if it is so stored, else the cache's copy.
+
+    The checkpoint as well if there can be no copy: it is then quantized while it is read.
+    """
+    from ..model.quantize_cache import cached
+
+    if "quantize" in read_header(str(path)).metadata:
+        return path
+    return cached(path, kind) or path
 
 
 def number_type(name: DType) -> torch.dtype:

@@ -18,6 +18,7 @@ from ..config import (
     TtsConfig,
 )
 from ..gpu import (
+    LINEAR_BYTES,
     Cost,
     DepformerShape,
     GpuInfo,
@@ -25,10 +26,12 @@ from ..gpu import (
     LmShape,
     ModuleRequest,
     Plan,
+    QuantizeRequest,
     TransformerShape,
     Weights,
     codec_shape,
     codec_weights,
+    cpu_cores,
     cpu_flags,
     dialogue_stream,
     lm_weights,
@@ -71,7 +74,7 @@ def plan_config(
         if request is not None:
             groups.setdefault(FIRST_GPU if where == "cuda" else where, []).append(request)
     return {
-        where: plan_modules(requests, _gpu(where, gpus), env, cpu_flags=cpu_flags())
+        where: plan_modules(requests, _gpu(where, gpus), env, cpu_flags=cpu_flags(), cores=cpu_cores())
         for where, requests in groups.items()
     }
 
@@ -92,7 +95,9 @@ def module_request(name: str, module: Module, read: ReadHeader, *, on_gpu: bool 
                 if header is not None
                 else ()
             )
-            return ModuleRequest(name, module.batch_size, module.dtype_override, weights)
+            parameters = header.elements if header is not None else 0
+            layers = _quantize(module, header, parameters)
+            return ModuleRequest(name, module.batch_size, module.dtype_override, weights, quantize=layers)
     return None
 
 
@@ -136,7 +141,8 @@ def _speech_to_text(
     lm = lm_shape(module.model)
     codebooks = module.model.audio_codebooks
     codec, origin = codec_shape(read(module.audio_tokenizer_file))
-    lm_cost = lm_weights(lm, read(module.lm_model_file), conditioners=bool(module.model.conditioners))
+    header = read(module.lm_model_file)
+    lm_cost = lm_weights(lm, header, conditioners=bool(module.model.conditioners))
     eight_bit = captured and module.kv_cache == "int8"
     weights = [
         Weights(_key(module.lm_model_file, lm), lm_cost),
@@ -151,6 +157,7 @@ def _speech_to_text(
         module.dtype_override,
         weights=tuple(weights),
         per_stream=stt_stream(lm, codec, origin, eight_bit_kv=eight_bit, captured=captured),
+        quantize=_quantize(module, header, lm.parameters),
     )
 
 
@@ -158,7 +165,8 @@ def _dialogue(name: str, module: LmConfig, read: ReadHeader) -> ModuleRequest:
     lm, gen = lm_shape(module.model), module.gen
     codebooks = max(gen.generated_audio_codebooks, gen.input_audio_codebooks)
     codec, origin = codec_shape(read(module.audio_tokenizer_file))
-    lm_cost = lm_weights(lm, read(module.lm_model_file), conditioners=bool(module.model.conditioners))
+    header = read(module.lm_model_file)
+    lm_cost = lm_weights(lm, header, conditioners=bool(module.model.conditioners))
     reach = gen.acoustic_delay + 1
     # What the model has said and heard, 64-bit, and how the slot draws its tokens.
     whole = 8 + reach + gen.generated_audio_codebooks + gen.input_audio_codebooks * reach + MAX_PENALTY_CONTEXT
@@ -175,7 +183,16 @@ def _dialogue(name: str, module: LmConfig, read: ReadHeader) -> ModuleRequest:
             ),
         ),
         per_stream=dialogue_stream(lm, codec, origin, 8 * whole + 4 * 4 + condition),
+        quantize=_quantize(module, header, lm.parameters),
     )
+
+
+def _quantize(
+    module: AsrConfig | BatchedAsrConfig | LmConfig | TtsConfig, header: Header | None, parameters: int
+) -> QuantizeRequest:
+    stored = header.metadata.get("quantize") if header is not None else None
+    kind = next((kind for kind in LINEAR_BYTES if kind == stored), None)
+    return QuantizeRequest(module.quantize, kind, parameters)
 
 
 def _key(uri: str, *what: object) -> str:

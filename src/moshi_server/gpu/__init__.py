@@ -13,7 +13,18 @@ from .costs import (
     stt_step,
     stt_stream,
 )
-from .dtypes import DType, DTypeChoice, choose_cpu_dtype, choose_dtype, cpu_flags
+from .dtypes import (
+    LINEAR_BYTES,
+    DType,
+    DTypeChoice,
+    Quantize,
+    QuantizeRequest,
+    choose_cpu_dtype,
+    choose_dtype,
+    cpu_cores,
+    cpu_flags,
+    quantized,
+)
 from .header import Header, TensorHead, read_header
 from .plan import ModulePlan, Overrides, Plan, Term, megabytes, plan_modules
 from .probe import GpuInfo, GpuReading, MemoryReader, Probe, probe, read_memory, say_once, visible
@@ -23,6 +34,7 @@ __all__ = [
     "CARDS",
     "CODEC_ROWS",
     "CONTEXT_BYTES",
+    "LINEAR_BYTES",
     "MB",
     "CodecShape",
     "Cost",
@@ -39,6 +51,8 @@ __all__ = [
     "Overrides",
     "Plan",
     "Probe",
+    "Quantize",
+    "QuantizeRequest",
     "QuantizerShape",
     "SeanetShape",
     "TensorHead",
@@ -50,6 +64,7 @@ __all__ = [
     "choose_dtype",
     "codec_shape",
     "codec_weights",
+    "cpu_cores",
     "cpu_flags",
     "dialogue_stream",
     "find_card",
@@ -58,6 +73,7 @@ __all__ = [
     "megabytes",
     "plan_modules",
     "probe",
+    "quantized",
     "read_header",
     "read_memory",
     "say_once",

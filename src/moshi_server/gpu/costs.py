@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from .dtypes import BYTES, DType
+from .dtypes import BYTES, LINEAR_BYTES, DType, Quantize, QuantizeRequest
 from .header import Header
 from .shapes import POSITION_BYTES, CodecShape, LmShape
 
@@ -26,16 +26,22 @@ _STT_UNUSED: Final[tuple[str, ...]] = ("fuser.", "depformer")
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """``elements`` numbers of the module's own type and ``fixed`` bytes; ``origin`` says where they come from."""
+    """``elements`` numbers of the module's own type and ``fixed`` bytes; ``origin`` says where they come from.
+
+    ``linears`` of the elements are in linear layers, and the text head of as many as ``fixed`` holds in f32.
+    """
 
     label: str
     origin: str
     elements: int = 0
     fixed: int = 0
+    linears: int = 0
 
-    def bytes(self, dtype: DType) -> int:
-        """All of it, with the module's numbers in ``dtype``."""
-        return self.elements * BYTES[dtype] + self.fixed
+    def bytes(self, dtype: DType, quantize: Quantize | None = None) -> int:
+        """All of it, with the module's numbers in ``dtype``; if layers are in fewer bits, embeddings are in 16."""
+        if quantize is None or not self.linears:
+            return self.elements * BYTES[dtype] + self.fixed
+        return 2 * (self.elements - self.linears) + int(self.linears * LINEAR_BYTES[quantize]) + self.fixed // 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,8 @@ class ModuleRequest:
     dtype_override: DType | None = None
     weights: tuple[Weights, ...] = ()
     per_stream: tuple[Cost, ...] = ()
+    quantize: QuantizeRequest | None = None
+    """None for a module whose layers are never in fewer bits."""
 
 
 def lm_weights(shape: LmShape, header: Header | None, *, conditioners: bool = False) -> Cost:
@@ -67,9 +75,10 @@ def lm_weights(shape: LmShape, header: Header | None, *, conditioners: bool = Fa
     """
     label = "language model"
     d = shape.transformer.d_model
-    if header is None:
+    linears = shape.transformer.parameters
+    if header is None or "quantize" in header.metadata:
         output = shape.text_out_vocab_size * d
-        return Cost(label, "configuration", shape.parameters - output, output * 4)
+        return Cost(label, "configuration", shape.parameters - output, output * 4, linears)
     unused = _STT_UNUSED if shape.depformer is None else ("fuser.",)
     if not shape.extra_heads_num:
         unused += ("extra_heads.", "heads.")
@@ -83,7 +92,7 @@ def lm_weights(shape: LmShape, header: Header | None, *, conditioners: bool = Fa
             always_f32 += head.elements
         else:
             loaded += head.elements
-    return Cost(label, "checkpoint header", loaded, always_f32 * 4)
+    return Cost(label, "checkpoint header", loaded, always_f32 * 4, min(linears, loaded))
 
 
 def codec_shape(header: Header | None) -> tuple[CodecShape, str]:

@@ -10,7 +10,7 @@ from typing import Final, Literal
 from ..errors import ConfigError, MemoryPlanError
 from .cards import MB
 from .costs import Cost, ModuleRequest, Weights
-from .dtypes import BYTES, DTypeChoice, choose_cpu_dtype, choose_dtype
+from .dtypes import BYTES, DTypeChoice, choose_cpu_dtype, choose_dtype, quantized
 from .probe import GpuInfo
 
 PARAMS_BILLIONS: Final = "MOSHI_MODEL_PARAMS_BILLIONS"
@@ -131,7 +131,7 @@ class Plan:
         raise self._refusal([self[name]])
 
     def _line(self, module: ModulePlan) -> str:
-        kind = f"{module.dtype.dtype} ({module.dtype.reason})"
+        kind = str(module.dtype)
         if self.available is None:
             why = "no GPU memory is known, the configured value stands"
             if module.asked == "auto":
@@ -183,6 +183,7 @@ def plan_modules(
     env: Mapping[str, str],
     *,
     cpu_flags: frozenset[str] = frozenset(),
+    cores: int = 1,
 ) -> Plan:
     """Plan the modules that run on one device together.
 
@@ -191,6 +192,7 @@ def plan_modules(
         gpu: the device; None for a CPU. One whose memory is unknown limits nothing.
         env: where the ``MOSHI_*`` variables are read.
         cpu_flags: the CPU's instructions, for the number type where ``gpu`` is None.
+        cores: and how many of them there are.
 
     Raises:
         ConfigError: a variable of ``env`` makes no sense.
@@ -210,6 +212,8 @@ def plan_modules(
             if gpu is None
             else choose_dtype(gpu.capability, request.dtype_override)
         )
+        if gpu is None and request.quantize is not None:
+            dtype = quantized(dtype, request.quantize, cpu_flags, cores, request.dtype_override)
         weights = _weights(request, dtype, overrides)
         for key, term in weights.items():
             shares[key] = max(term, shares.get(key, term), key=lambda each: each.bytes)
@@ -289,7 +293,7 @@ def _weights(request: ModuleRequest, dtype: DTypeChoice, overrides: Overrides) -
         return {(key, dtype.dtype): Term(_named("weights", request.weights), int(billions * 1e9) * width, text)}
     return {
         # What is of fixed size is the same file in every type.
-        (item.key, dtype.dtype if item.cost.elements else ""): _term(item.cost, dtype)
+        (item.key, (dtype.quantize or dtype.dtype) if item.cost.elements else ""): _term(item.cost, dtype)
         for item in request.weights
     }
 
@@ -304,8 +308,9 @@ def _per_stream(request: ModuleRequest, dtype: DTypeChoice, overrides: Overrides
 
 
 def _term(cost: Cost, dtype: DTypeChoice) -> Term:
-    origin = f"{cost.origin}, {dtype.dtype}" if cost.elements else cost.origin
-    return Term(cost.label, cost.bytes(dtype.dtype), origin)
+    kind = dtype.quantize if dtype.quantize and cost.linears else dtype.dtype
+    origin = f"{cost.origin}, {kind}" if cost.elements else cost.origin
+    return Term(cost.label, cost.bytes(dtype.dtype, dtype.quantize), origin)
 
 
 def _named(label: str, weights: Sequence[Weights]) -> str:
