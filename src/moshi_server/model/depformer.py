@@ -87,7 +87,7 @@ class DepformerLayer(nn.Module):
         """(B, D_model) -> same; ``cache`` (2, B, H_kv, codebooks, D) takes this codebook's keys and values."""
         qkv = self.in_projs[weight](self.norm1(x)).unflatten(-1, (-1, self.head_dim))
         q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
-        cache[0, :, :, codebook], cache[1, :, :, codebook] = k, v
+        cache[:, :, :, codebook] = torch.stack((k, v))
         if codebook == 0:  # one key has all the weight
             y = v.repeat_interleave(self.heads // self.kv_heads, dim=1) if self.heads != self.kv_heads else v
         else:
@@ -101,6 +101,10 @@ class DepformerLayer(nn.Module):
 
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Queries (B, H, D), keys and values (B, H_kv, T, D) -> (B, H, D)."""
+        if q.dtype is torch.float32 or q.is_cuda:  # on a CPU the fused kernel is slow in 16 bits
+            gqa = self.heads != self.kv_heads
+            fused = functional.scaled_dot_product_attention(q[:, :, None], keys, values, enable_gqa=gqa)
+            return fused[:, :, 0]
         batch = q.shape[0]
         grouped = (q * self.head_dim**-0.5).view(batch, self.kv_heads, -1, self.head_dim)
         scores = grouped @ keys.transpose(2, 3)
@@ -151,9 +155,18 @@ class Depformer(nn.Module):
         """Logits (B, V) f32 of ``codebook``, from the token before it (B,): the text's for the first, `ZERO_TOKEN` for
         none. ``hidden`` is (B, D); ``cache`` is `init_cache`'s, filled by the codebooks before.
         """
+        return self._logits(codebook, previous, self._project(codebook, hidden), cache)
+
+    def _project(self, codebook: int, hidden: Tensor) -> Tensor:
+        y: Tensor = self.linear_in[self._input_of(codebook)](hidden)
+        return y
+
+    def _input_of(self, codebook: int) -> int:
+        return 0 if self.spec.shared_input else self.spec.weight_of(codebook)
+
+    def _logits(self, codebook: int, previous: Tensor, projected: Tensor, cache: Tensor) -> Tensor:
         weight = self.spec.weight_of(codebook)
-        x = self.linear_in[0 if self.spec.shared_input else weight](hidden)
-        x = x + (self.text_emb(previous) if codebook == 0 else self.emb[codebook - 1](previous))
+        x = projected + (self.text_emb(previous) if codebook == 0 else self.emb[codebook - 1](previous))
         for index, layer in enumerate(self._layers()):
             x = layer.step(x, cache[index], codebook, weight)
         if self.norms is not None:
@@ -189,11 +202,17 @@ class Depformer(nn.Module):
         cache = self.init_cache(len(hidden)) if cache is None else cache
         out: list[Tensor] = []
         previous = text
+        # Codebooks of one set of weights begin with the same product.
+        projected: dict[int, Tensor] = {}
         for codebook in range(count):
+            shared = self._input_of(codebook)
+            if shared not in projected:
+                projected[shared] = self._project(codebook, hidden)
             if guidance is None:
-                logits = self.logits(codebook, previous, hidden, cache)
+                logits = self._logits(codebook, previous, projected[shared], cache)
             else:
-                with_condition, without = self.logits(codebook, previous.repeat(2), hidden, cache).chunk(2)
+                doubled = self._logits(codebook, previous.repeat(2), projected[shared], cache)
+                with_condition, without = doubled.chunk(2)
                 logits = without + (with_condition - without) * guidance
             previous = draw(logits, codebook)
             out.append(previous)

@@ -50,4 +50,4 @@ def sample_rows(
     cumulative = weights.cumsum(-1)
     target = uniform(seeds, counters)[:, None] * cumulative[:, -1:]
     place = torch.searchsorted(cumulative, target, right=True).minimum(top_k[:, None] - 1).clamp_(max=most - 1)
-    return torch.where(temperatures > 0, ids.gather(-1, place)[:, 0], logits.argmax(-1))
+    return torch.where(temperatures > 0, ids.gather(-1, place)[:, 0], ids[:, 0])
