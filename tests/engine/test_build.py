@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -267,3 +268,77 @@ def test_modules_on_one_gpu_take_turns_and_on_a_cpu_they_do_not(
     assert built[0].engine._batcher.turn is None
     share_devices(built, None)
     assert None not in [each.engine._batcher.turn for each in built]
+
+
+PACKAGED = """
+[modules.packaged]
+type = "PyBatchedAsr"
+path = "/api/packaged"
+batch_size = 3
+text_tokenizer_file = "{folder}/tokenizer.model"
+asr_delay_in_tokens = 4
+[modules.packaged.py]
+config_path = "{folder}/config.json"
+moshi_weight = "{folder}/torch.safetensors"
+mimi_weight = "{folder}/mimi.safetensors"
+{more}
+"""
+
+
+def write_package(folder: Path, **changes: object) -> None:
+    transformer = SPEC.transformer
+    write_lm(folder / "torch.safetensors", SPEC, seed=lm_spec.SEED, naming="pytorch", dtype=torch.float32)
+    package: dict[str, object] = {
+        "card": SPEC.audio_vocab_size - 1,
+        "n_q": SPEC.audio_codebooks,
+        "dep_q": 0,
+        "text_card": SPEC.text_out_vocab_size,
+        "dim": transformer.d_model,
+        "num_heads": transformer.num_heads,
+        "num_layers": transformer.num_layers,
+        "hidden_scale": transformer.dim_feedforward / transformer.d_model,
+        "context": transformer.context,
+        "max_period": transformer.max_period,
+        "gating": transformer.gating,
+        "norm": "rms_norm_f32",
+        "positional_embedding": "rope",
+        "extra_heads_num_heads": SPEC.extra_heads_num,
+        "extra_heads_dim": SPEC.extra_heads_dim,
+        "stt_config": {"audio_delay_seconds": 0.5},
+    }
+    (folder / "config.json").write_text(json.dumps(package | changes))
+
+
+async def test_a_package_without_a_script_is_heard_by_the_built_in_engine(folder: Path, tmp_path: Path) -> None:
+    write_package(folder)
+    both = config(tmp_path, PACKAGED.format(folder=folder, more=""), module(folder, batch_size=3))
+    packaged, plain = build(both)
+    assert (packaged.config.type, packaged.engine.kind, packaged.engine.slots_total) == ("PyBatchedAsr",) * 2 + (3,)
+    pcm = np.random.default_rng(5).normal(0, 0.1, 1920 * 20).astype(np.float32)
+    heard = []
+    for built in (packaged, plain):
+        built.engine.start()
+        try:
+            await built.engine.wait_ready()
+            heard.append(await transcribe(built.engine, pcm, seed=1))
+        finally:
+            built.engine.stop()
+    assert len(heard[0]) > 20
+    assert heard[0] == heard[1]
+
+
+@pytest.mark.parametrize(
+    ("more", "changes", "reason"),
+    [
+        ("voice = 3", {}, "unknown key 'voice'"),
+        ("", {"dep_q": 8}, "it speaks"),
+        ("", {"conditioners": {"delay": {}}}, "conditioners are not supported here"),
+        ("", {"norm": "batch_norm"}, "batch_norm"),
+    ],
+)
+def test_a_package_that_cannot_be_served_is_said_to_be_so(
+    folder: Path, tmp_path: Path, more: str, changes: dict[str, object], reason: str
+) -> None:
+    write_package(folder, **changes)
+    with pytest.raises(MoshiServerError, match=reason):
+        build(config(tmp_path, PACKAGED.format(folder=folder, more=more)))

@@ -38,6 +38,7 @@ from ..speech.voices import Voices
 from .ahead import AheadRunner, AheadStream, suits
 from .asr import AsrStream, SttRunner
 from .build_dialogue import dialogue_runner, dialogue_streams
+from .build_package import packaged
 from .build_pocket import pocket_engine
 from .build_script import script_asr, script_post, script_tts
 from .build_tts import Speech, py_files, py_speech, tts_lm_spec, tts_speech
@@ -69,10 +70,9 @@ logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Runner)
 
-SERVED = ("Asr", "BatchedAsr", "Lm", "Mimi", "PocketTts", "Py", "PyPost", "Tts")
+SERVED = ("Asr", "BatchedAsr", "Lm", "Mimi", "PocketTts", "Py", "PyBatchedAsr", "PyPost", "Tts")
 CHECKPOINTS = ("lm_model_file", "audio_tokenizer_file", "speaker_tokenizer_file")
 """Keys of files whose header says how much memory they take."""
-SERVED_BY_SCRIPT = ("PyBatchedAsr",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +108,12 @@ def build_engines(
     if not config.modules:
         raise ConfigError("there is no module to serve", key="modules", hint="add a [modules.NAME] table")
     for name, module in config.modules.items():
-        if module.type not in SERVED and not (module.type in SERVED_BY_SCRIPT and getattr(module, "script", None)):
-            without = " without a script" if module.type in SERVED_BY_SCRIPT else ""
+        if module.type not in SERVED:
             raise NotServedError(
-                f"modules.{name}: type {module.type}{without} is not served by this version",
+                f"modules.{name}: type {module.type} is not served by this version",
                 hint=f"remove the module, or set its type to one of {', '.join(SERVED)}",
             )
+    asked, config = config, with_packages(config)
     widths = [module.model.transformer.d_model for module in config.modules.values() if hasattr(module, "model")]
     choose_threads(max(widths, default=0))
     keep_freed_memory()
@@ -148,7 +148,8 @@ def build_engines(
                 case _:
                     raise AssertionError(f"{module.type} is said to be served")
         memory = next((plan.brief(name) for plan in plans.values() if any(m.name == name for m in plan.modules)), "")
-        built.append(BuiltModule(name, module, engine, voices, str(where), memory))
+        engine.kind = asked.modules[name].type
+        built.append(BuiltModule(name, asked.modules[name], engine, voices, str(where), memory))
     share_devices(built, device)
     return built
 
@@ -163,6 +164,16 @@ def share_devices(built: Sequence[BuiltModule], device: str | None) -> None:
     on_gpus = {name: str(where) for name, where in devices.items() if where.type != "cpu"}
     for name, seat in seats(on_gpus).items():
         streaming[name].engine.take_turns(seat)
+
+
+def with_packages(config: Config) -> Config:
+    """The configuration with each `PyBatchedAsr` module without a script as the `BatchedAsr` module that serves it."""
+    modules: dict[str, Module] = dict(config.modules)
+    for name, module in config.modules.items():
+        if isinstance(module, PyBatchedAsrConfig) and module.script is None:
+            with _named(name):
+                modules[name] = packaged(module)
+    return config.model_copy(update={"modules": modules})
 
 
 def _plan_of(plans: Mapping[str, Plan], name: str) -> Plan:
