@@ -21,6 +21,7 @@ from ..config import Module
 from ..engine.hooks import EngineHooks
 from ..errors import AuthError, InvalidMessageError
 from ..metrics import ModuleMetrics
+from .describe import BINARY, WAV, add_credentials, add_described, add_other_methods, add_upgrade, json_body
 from .dialogue import DialoguePump
 from .module import ClientLimits, RoomsSpec, ServedModule
 from .openai import add_openai
@@ -29,8 +30,8 @@ from .post import VoiceUploads
 from .rooms import ListenerPump, ProducerPump, Rooms
 from .routes import ServerState, api
 from .speech import SpeechPump, StreamQuery
-from .synthesis import SpeechPosts
-from .upload import Uploads
+from .synthesis import PostQuery, SpeechPosts
+from .upload import Uploads, Words
 from .websocket import Pump
 from .wire import AsrWire, Wire
 
@@ -63,8 +64,10 @@ def create_app(state: ServerState, *, static_dir: str | Path | None = None) -> F
         elif module.rooms is not None:
             _add_rooms(app, module, module.rooms, state)
     add_openai(app, state)
+    add_other_methods(app)
     app.add_api_websocket_route("/{path:path}", _nothing_here(state))  # before files, which know no upgrade
     app.mount("/", Files(static_dir), name="static")
+    add_credentials(app)
     return app
 
 
@@ -102,8 +105,11 @@ def _add_speech_to_text(app: FastAPI, module: ServedModule, state: ServerState) 
         return refused if isinstance(refused, Response) else await uploads.answer(request)
 
     app.add_api_websocket_route(module.path, _stream(module, state, wire))
-    app.add_route(module.path, post, methods=["POST"])
-    app.add_route(module.path, _upgrade_required, methods=["GET"])
+    add_described(
+        app, module.path, post, f"{module.name}: a whole recording to words",
+        takes=BINARY, answer=json_body(Words), auth=module.auth, refusals=(400, 401, 408, 413, 500, 503),
+    )  # fmt: skip
+    add_upgrade(app, module.path, _upgrade_required)
 
 
 def _add_text_to_speech(app: FastAPI, module: ServedModule, state: ServerState) -> None:
@@ -127,8 +133,11 @@ def _add_text_to_speech(app: FastAPI, module: ServedModule, state: ServerState) 
 
     (path,) = _stream_paths(module)
     app.add_api_websocket_route(path, stream)
-    app.add_route(path, _sockets_only, methods=["GET"])
-    app.add_route(module.path, post, methods=["POST"])
+    add_upgrade(app, path, _sockets_only)
+    add_described(
+        app, module.path, post, f"{module.name}: a text to a wav",
+        takes=json_body(PostQuery), answer=WAV, auth=module.auth,
+    )  # fmt: skip
 
 
 def _add_dialogue(app: FastAPI, module: ServedModule, state: ServerState) -> None:
@@ -136,7 +145,7 @@ def _add_dialogue(app: FastAPI, module: ServedModule, state: ServerState) -> Non
         return DialoguePump(websocket, module, state.metrics)
 
     app.add_api_websocket_route(module.path, _socket(module, state, pump))
-    app.add_route(module.path, _sockets_only, methods=["GET"])
+    add_upgrade(app, module.path, _sockets_only)
 
 
 def _add_post(app: FastAPI, module: ServedModule, state: ServerState) -> None:
@@ -146,7 +155,10 @@ def _add_post(app: FastAPI, module: ServedModule, state: ServerState) -> None:
         refused = _check(request, module, state)
         return refused if isinstance(refused, Response) else await uploads.answer(request)
 
-    app.add_route(module.path, post, methods=["POST"])
+    add_described(
+        app, module.path, post, f"{module.name}: a recording to an array",
+        takes=BINARY, answer=BINARY, auth=module.auth, refusals=(400, 401, 408, 413, 500, 503),
+    )  # fmt: skip
 
 
 def _add_rooms(app: FastAPI, module: ServedModule, spec: RoomsSpec, state: ServerState) -> None:
@@ -164,7 +176,7 @@ def _add_rooms(app: FastAPI, module: ServedModule, spec: RoomsSpec, state: Serve
 
     for each, pump in ((module, producer), (listening, listener)):
         app.add_api_websocket_route(each.path, _socket(each, state, pump))
-        app.add_route(each.path, _sockets_only, methods=["GET"])
+        add_upgrade(app, each.path, _sockets_only)
 
 
 def _stream(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from ..auth import Authenticator
 from ..metrics import CONTENT_TYPE, Metrics, SlotReading
@@ -103,7 +103,7 @@ def api(state: ServerState) -> APIRouter:
             "auth": {"api_keys": state.auth.accepts_keys, "better_auth": state.auth.accepts_tokens},
         }
 
-    @router.get("/metrics", summary="Prometheus text", response_model=None)
+    @router.get("/metrics", summary="Prometheus text", response_class=PlainTextResponse)
     def _metrics() -> Response:
         return Response(state.metrics.render(), media_type=CONTENT_TYPE)
 

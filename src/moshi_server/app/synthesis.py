@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -34,6 +34,8 @@ WAV: Final = "audio/wav"
 
 class PostQuery(SpeechQuery):
     """The JSON body of a POST."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     text: str | list[str] = Field(max_length=10_000_000)
     return_timestamps: bool = False

@@ -7,10 +7,11 @@ import contextlib
 import logging
 import math
 from collections.abc import AsyncGenerator, Iterator
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, TypeAdapter
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from structlog.contextvars import bind_contextvars
@@ -47,6 +48,25 @@ _STATUSES: Final[tuple[tuple[type[MoshiServerError], int], ...]] = (
     (ClientTimeoutError, 408),
     (EngineFailedError, 500),
 )
+
+
+class SaidWord(BaseModel):
+    """Upstream's ``Word``."""
+
+    type: Literal["Word"]
+    text: str
+    start_time: float
+
+
+class SaidEnd(BaseModel):
+    """Upstream's ``EndWord``."""
+
+    type: Literal["EndWord"]
+    stop_time: float
+
+
+Words = TypeAdapter(list[SaidWord | SaidEnd])
+"""What an answer to a recording is, for those who describe it."""
 
 
 class Uploads:

@@ -2,20 +2,58 @@
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 from fastapi import FastAPI
 
+from ..describe import EVENTS, add_described, json_body, text_answers
 from ..routes import ServerState
-from .models import Models
+from .models import HEARING, SPEAKING, Models
 from .realtime import realtime
-from .speech import Speeches
-from .transcriptions import Transcriptions
+from .speech import Speeches, SpeechRequest
+from .transcriptions import FORMATS, GRANULARITIES, Transcriptions
+
+_FORM: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {
+        "file": {"type": "string", "format": "binary"},
+        "model": {"type": "string"},
+        "response_format": {"type": "string", "enum": list(FORMATS)},
+        "timestamp_granularities[]": {"type": "array", "items": {"type": "string", "enum": list(GRANULARITIES)}},
+        "stream": {"type": "string", "enum": ["true", "false"]},
+        "language": {"type": "string"},
+    },
+}
+_OBJECT: Final = {"application/json": {"schema": {"type": "object"}}}
 
 
 def add_openai(app: FastAPI, state: ServerState) -> None:
     """Add the ``/v1`` routes that this server's modules can answer."""
     models = Models(state)
-    app.add_route("/v1/models", models.list, methods=["GET"])
+    kinds = {module.kind: module.auth for module in state.modules}
+    add_described(
+        app, "/v1/models", models.list, "The modules that OpenAI's routes reach", method="GET", auth=False,
+        answer=_OBJECT, refusals=(),
+    )  # fmt: skip
     app.add_route("/v1/models/{model:path}", models.one, methods=["GET"])
-    app.add_route("/v1/audio/transcriptions", Transcriptions(state, models).answer, methods=["POST"])
-    app.add_route("/v1/audio/speech", Speeches(state, models).answer, methods=["POST"])
+    transcribe, speak = Transcriptions(state, models).answer, Speeches(state, models).answer
+    hears = [kinds[kind] for kind in kinds if kind in HEARING]
+    speaks = [kinds[kind] for kind in kinds if kind in SPEAKING]
+    if hears:
+        add_described(
+            app, "/v1/audio/transcriptions", transcribe, "A recording to text, as OpenAI has it", auth=all(hears),
+            takes={"multipart/form-data": {"schema": _FORM}},
+            answer={**_OBJECT, **text_answers("text/plain", "text/vtt"), **EVENTS},
+        )  # fmt: skip
+    else:
+        app.add_route("/v1/audio/transcriptions", transcribe, methods=["POST"])
+    if speaks:
+        add_described(
+            app, "/v1/audio/speech", speak, "A text to sound, as OpenAI has it", auth=all(speaks),
+            takes=json_body(SpeechRequest),
+            answer={**text_answers("audio/wav", "audio/pcm", "audio/ogg"), **EVENTS},
+        )  # fmt: skip
+    else:
+        app.add_route("/v1/audio/speech", speak, methods=["POST"])
     app.add_api_websocket_route("/v1/realtime", realtime(state, models))

@@ -93,7 +93,7 @@ class Events(Sound):
 class SpeechRequest(BaseModel):
     """The JSON body, under OpenAI's names."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str = ""
     input: str = Field(max_length=1_000_000)
