@@ -12,13 +12,15 @@ from pathlib import Path
 from moshi_server.audio import wav_bytes
 
 from ..app.server import KEY, Server, serve
+from ..app.test_speech import speaking
 from ..fakes import FakeRunner, say
 
 
-async def bench(server: Server, folder: Path, *arguments: str) -> tuple[int, str, str]:
+async def bench(server: Server, folder: Path, *arguments: str, audio: bool = True) -> tuple[int, str, str]:
     recording = folder / "a.wav"
     recording.write_bytes(wav_bytes(say(3, 3, 11, 12, 999, 3)))
-    command = ["bench", "--url", f"ws://127.0.0.1:{server.port}", "--api-key", KEY, "--audio", str(recording)]
+    command = ["bench", "--url", f"ws://127.0.0.1:{server.port}", "--api-key", KEY]
+    command += ["--audio", str(recording)] if audio else []
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "moshi_server.cli", *command, *arguments,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd=folder,
@@ -57,6 +59,22 @@ async def test_a_server_that_does_not_hold_is_exit_status_1(tmp_path: Path) -> N
         code, out, _ = await bench(server, tmp_path, "-n", "2", "-s", "1")
     assert code == 1
     assert "2 streams were not held: 1 x no free channels" in out
+
+
+async def test_text_to_speech_is_heard(tmp_path: Path) -> None:
+    async with speaking() as server:
+        options = ("--tts", "--text", "one two three", "-n", "2", "-s", "1", "--limit", "2000")
+        code, out, err = await bench(server, tmp_path, *options, audio=False)
+    assert (code, err) == (0, "")
+    assert "first audio" in out
+    assert "s of sound a second" in out
+
+
+def test_the_embedded_model_does_not_speak(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "moshi_server.cli", "bench", "--tts"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.returncode == 2
+    assert "--url" in done.stderr
 
 
 def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:

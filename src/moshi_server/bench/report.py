@@ -12,6 +12,7 @@ import numpy as np
 from .crowd import Plan, Register
 from .numbers import Moment, Percentiles, course, growth, percentiles
 from .stt import SttRegister
+from .tts import PLAYER_SECONDS, TtsRegister
 from .usage import Usage
 
 LIMIT_SECONDS: Final = 0.16
@@ -110,6 +111,42 @@ def stt_trial(
         generator=generator,
         server=server,
         moments=course(moments, delays),
+    )
+
+
+def tts_trial(
+    plan: Plan, register: TtsRegister, generator: Generator, server: Usage | None, limit: float = LIMIT_SECONDS
+) -> Trial:
+    """The verdict on a run of text to speech: held if no more than 1 % of the speeches stood still for ``limit``."""
+    gaps = np.asarray(register.gaps)
+    broken = float(np.mean(gaps > limit)) if len(gaps) else 0.0
+    why = _failures(register)
+    if not why and not len(gaps):
+        why = "no sound has come"
+    elif not why and broken > 0.01:
+        why = f"{broken:.0%} of the speeches had gaps of more than {limit * 1000:.0f} ms"
+    delays = register.first_audio
+    speeds = np.asarray(register.speeds)
+    return Trial(
+        streams=plan.streams,
+        seconds=plan.seconds,
+        held=not why,
+        why=why,
+        measure="first audio",
+        delays=percentiles(delays),
+        over_limit=broken,
+        others={"gap": percentiles(gaps), "ready": percentiles(register.ready)},
+        counts={
+            "speeches": register.speeches,
+            "words": register.words,
+            "audio_seconds": register.seconds,
+            "real_time_factor_p50": float(np.median(speeds)) if len(speeds) else 0.0,
+            "player_ms": PLAYER_SECONDS * 1000,
+        },
+        errors=dict(register.errors),
+        generator=generator,
+        server=server,
+        moments=course(register.asked_at, delays),
     )
 
 

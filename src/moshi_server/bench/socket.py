@@ -44,6 +44,11 @@ class Socket(picows.WSListener):  # type: ignore[misc, unused-ignore]
             self.transport.send_close(picows.WSCloseCode.OK)
             self.transport.disconnect()
 
+    @property
+    def close_code(self) -> int | None:
+        """What the server closed with, if it did."""
+        return self._said[0]
+
     def on_message(self, message: bytes) -> None:
         """One whole binary message has come."""
 
@@ -122,6 +127,12 @@ def _refusal(refused: picows.WSInvalidStatusError, where: str) -> MoshiServerErr
     if status in (403, 404, 405, 426):
         return ResourceNotFoundError(f"nothing answers at {where}", hint="the path must be that of a module")
     return ServerUnreachableError(f"{where} answered with HTTP status {status}")
+
+
+def seen(future: asyncio.Future[None]) -> None:
+    """A done callback: whoever waits has the error, and if nobody does, nobody is to be told."""
+    if not future.cancelled():
+        future.exception()
 
 
 def is_local(url: str) -> bool:

@@ -23,7 +23,7 @@ from ..errors import MoshiServerError, ServerUnreachableError, SessionError
 from ..events import Audio, Error, Ready, Step, Word
 from ..protocol import asr_client
 from .crowd import Plan, Register
-from .socket import Socket, connect
+from .socket import Socket, connect, seen
 
 FRAME_SECONDS: Final = FRAME_SIZE / SAMPLE_RATE
 READY_SECONDS: Final = 30.0
@@ -200,9 +200,4 @@ class SttUser(Socket):
         for future in (self._ready, self._over):
             if not future.done():
                 future.set_exception(error)
-                future.add_done_callback(_seen)
-
-
-def _seen(future: asyncio.Future[None]) -> None:
-    if not future.cancelled():
-        future.exception()
+                future.add_done_callback(seen)

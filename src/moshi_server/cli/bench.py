@@ -19,7 +19,15 @@ from .demo import API_KEY, running_worker, samples
 if TYPE_CHECKING:
     from ..bench.crowd import Plan
     from ..bench.report import Trial
-    from ..bench.run import Glance, SttBench
+    from ..bench.run import Bench, Glance
+
+SPEECH_PATH = "/api/tts_streaming"
+TEXTS = [
+    "Good morning. The train to the coast leaves in ten minutes, from the platform on the other side.",
+    "Please write down what you need, and we will look whether it is still there.",
+    "It rained the whole night, and by the morning the garden was a lake.",
+]
+"""What is spoken if no text is given."""
 
 
 def bench(
@@ -37,10 +45,19 @@ def bench(
     seconds: Annotated[float, typer.Option("--seconds", "-s", min=1, help="How long they stay, all of them.")] = 20.0,
     search: Annotated[bool, typer.Option("--search", help="Find the most streams that hold.")] = False,
     max_streams: Annotated[int, typer.Option("--max-streams", min=1, help="Where a search ends.")] = 1024,
-    limit: Annotated[float, typer.Option("--limit", min=1, help="Answer delay (ms) that 99 % must keep.")] = 160.0,
+    limit: Annotated[
+        float, typer.Option("--limit", min=1, help="Delay of answers (with --tts: gaps; ms) that 99 % must keep.")
+    ] = 160.0,
     audio: Annotated[
         list[Path] | None, typer.Option("--audio", help="What the users say; the package's recordings by default.")
     ] = None,
+    tts: Annotated[
+        bool, typer.Option("--tts", help="Bench text to speech instead: time to the first sound, gaps.")
+    ] = False,
+    text: Annotated[
+        list[str] | None, typer.Option("--text", help="What is to be spoken, with --tts; a few sentences by default.")
+    ] = None,
+    voice: Annotated[str | None, typer.Option("--voice", help="By which voice, with --tts.")] = None,
     jitter: Annotated[float, typer.Option("--jitter", min=0, help="Messages are up to so late (ms).")] = 0.0,
     join: Annotated[float, typer.Option("--join", min=0, help="Over how many seconds the users come.")] = 1.0,
     stay: Annotated[
@@ -54,9 +71,13 @@ def bench(
     """Let virtual users speak to a server in real time, and say how it held. Exit status 1 if nothing held."""
     if url is not None and config is not None:
         raise typer.BadParameter("--config is for a worker that is started here: leave it out, or --url")
+    if tts and url is None and config is None:
+        raise typer.BadParameter("the embedded model does not speak: --tts needs a --url or a --config")
+    if (text or voice) and not tts:
+        raise typer.BadParameter("--text and --voice are for --tts")
     try:
         from ..bench.crowd import Plan
-        from ..bench.run import SttBench
+        from ..bench.run import SttBench, TtsBench
         from ..bench.stt import frames_of
     except ImportError as error:
         raise MoshiServerError(
@@ -66,25 +87,32 @@ def bench(
 
     from ..audio import read_audio
     from ..bench.report import as_json
-    from ..client.asr import full_url
+    from ..client.asr import DEFAULT_PATH
+    from ..client.connecting import websocket_url
     from .environment import load_dotenv
 
     load_dotenv()
-    recordings = [read_audio(path) for path in audio or samples()]
+    recordings = [] if tts else [read_audio(path) for path in audio or samples()]
     plan = Plan(streams, seconds, join, stay, jitter / 1000, stop_on_error=search)
     key = api_key or os.environ.get("MOSHI_API_KEY", "").split(",")[0].strip() or None
     worker = nullcontext(url) if url is not None else _own_worker(config or "demo")
     with worker as address:
-        whole = full_url(address)
         key = key or (API_KEY if url is None else None)
-        server = SttBench(whole, key, frames_of(np.concatenate(recordings)), limit=limit / 1000, pid=pid)
+        server: Bench
+        if tts:
+            query = [("format", "PcmMessagePack"), *([("voice", voice)] if voice else [])]
+            whole = websocket_url(address, SPEECH_PATH, query)
+            server = TtsBench(whole, key, text or TEXTS, limit=limit / 1000, pid=pid)
+        else:
+            whole = websocket_url(address, DEFAULT_PATH)
+            server = SttBench(whole, key, frames_of(np.concatenate(recordings)), limit=limit / 1000, pid=pid)
         trials = asyncio.run(_trials(server, plan, max_streams if search else None))
     _print(trials, search=search)
     if json_file is not None:
         from ..client.connecting import public_url
 
-        text = json.dumps(as_json(public_url(whole), plan, trials, limit / 1000), indent=1, ensure_ascii=False)
-        _write(json_file, text + "\n")
+        record = json.dumps(as_json(public_url(whole), plan, trials, limit / 1000), indent=1, ensure_ascii=False)
+        _write(json_file, record + "\n")
     if plot is not None:
         from ..bench.plot import draw
 
@@ -92,7 +120,7 @@ def bench(
     raise typer.Exit(0 if any(trial.held for trial in trials) else 1)
 
 
-async def _trials(server: SttBench, plan: Plan, most: int | None) -> list[Trial]:
+async def _trials(server: Bench, plan: Plan, most: int | None) -> list[Trial]:
     from dataclasses import replace
 
     from ..bench.search import search
@@ -150,16 +178,28 @@ def _print(trials: list[Trial], *, search: bool) -> None:
 
     from ..bench.report import most_held
 
-    measure = {"step": "answer", "word": "word", "nothing": "answer"}.get(trials[-1].measure, trials[-1].measure)
+    measure = {"step": "answer", "nothing": "answer"}.get(trials[-1].measure, trials[-1].measure)
+    spoken = measure == "first audio"
     table = Table(title=f"Delay of each {measure}, in milliseconds")
-    names = ("streams", "held", "p50", "p90", "p99", "max", "first word p50", "errors", "server cores", "server MB")
+    names = (
+        "streams",
+        "held",
+        "p50",
+        "p90",
+        "p99",
+        "max",
+        "gap p99" if spoken else "first word p50",
+        "errors",
+        "server cores",
+        "server MB",
+    )
     for name in names:
         table.add_column(name, justify="left" if name == "held" else "right")
     for trial in sorted(trials, key=lambda trial: trial.streams) if search else trials:
-        delays, first = trial.delays, trial.others.get("first word")
+        delays, other = trial.delays, trial.others.get("gap" if spoken else "first word")
         row = [str(trial.streams), "yes" if trial.held else "no"]
         row += [f"{getattr(delays, name):.1f}" if delays else "-" for name in ("p50", "p90", "p99", "max")]
-        row += [f"{first.p50:.0f}" if first else "-", str(sum(trial.errors.values()))]
+        row += [f"{other.p99 if spoken else other.p50:.0f}" if other else "-", str(sum(trial.errors.values()))]
         row += [f"{trial.server.cores:.2f}", f"{trial.server.memory_mb:.0f}"] if trial.server else ["unknown"] * 2
         table.add_row(*row)
     console = Console(width=None if sys.stdout.isatty() else 120, soft_wrap=False)
@@ -170,6 +210,9 @@ def _print(trials: list[Trial], *, search: bool) -> None:
     for trial in trials if not search else trials[-1:]:
         if not trial.held:
             typer.echo(f"{trial.streams} streams were not held: {trial.why}")
+        elif spoken:
+            speed = trial.counts["real_time_factor_p50"]
+            typer.echo(f"{trial.streams} streams: {speed:.2f} s of sound a second, {trial.counts['speeches']} speeches")
     for complaint in {trial.generator.complaint for trial in trials} - {""}:
         typer.echo(f"note: {complaint}")
 
