@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from moshi_server.engine import cuda
 from moshi_server.engine.asr import AsrOutput, SttRunner
 from moshi_server.engine.cuda import CudaSttRunner
+from moshi_server.model import mimi
 from moshi_server.model.mimi import MimiSpec
 from moshi_server.model.quantizer import QuantizerSpec
 from moshi_server.model.seanet import SeanetSpec
@@ -61,9 +61,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path, device: str, temperature: float = 0.0) -> SttModel:
-    mimi = load_mimi(folder / "mimi.safetensors", num_codebooks=LM.audio_codebooks, decoder=False, device=device)
+    codec = load_mimi(folder / "mimi.safetensors", num_codebooks=LM.audio_codebooks, decoder=False, device=device)
     lm = load_lm(folder / "lm.safetensors", LM, dtype=torch.float32, device=device)
-    return SttModel(mimi, lm, temperature=temperature)
+    return SttModel(codec, lm, temperature=temperature)
 
 
 def play(runner: SttRunner, ticks: int = 40) -> Heard:
@@ -92,11 +92,11 @@ def agree(got: Heard, want: Heard, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("rows", [2, 128], ids=["codec in parts", "codec at once"])
+@pytest.mark.parametrize("rows", [2, 512], ids=["codec in parts", "codec at once"])
 def test_buckets_tell_every_stream_what_it_hears_alone(
     folder: Path, device: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuda, "CODEC_ROWS", rows)
+    monkeypatch.setattr(mimi, "ROWS_AT_ONCE", rows)
     want = play(SttRunner(load(folder, "cpu"), SLOTS, CPU))
     runner = CudaSttRunner(load(folder, device), SLOTS, torch.device(device))
     agree(play(runner), want, 1e-4)

@@ -16,6 +16,7 @@ from moshi_server.engine.build import lm_spec
 from moshi_server.engine.sizing import lm_shape, module_request
 from moshi_server.errors import CheckpointError
 from moshi_server.gpu import (
+    CODEC_ROWS,
     CodecShape,
     DepformerShape,
     DType,
@@ -30,7 +31,7 @@ from moshi_server.gpu import (
 from moshi_server.model.depformer import Depformer, DepformerSpec
 from moshi_server.model.dialogue import DialogueModel, DialogueSpec
 from moshi_server.model.lm import LmModel, LmSpec
-from moshi_server.model.mimi import Mimi, MimiSpec
+from moshi_server.model.mimi import ROWS_AT_ONCE, Mimi, MimiSpec
 from moshi_server.model.quantizer import QuantizerSpec
 from moshi_server.model.seanet import SeanetSpec
 from moshi_server.model.streaming import state_bytes
@@ -101,6 +102,10 @@ def test_a_slots_state_is_what_the_modules_take(name: str, dtype: DType, mimi: M
     foretold = sum(cost.bytes(dtype) for cost in costs if cost.label != "activations")
     assert foretold == pytest.approx(taken, rel=TOLERANCE)
     assert foretold == taken  # and to the byte
+
+
+def test_the_plan_counts_as_many_rows_of_the_codec_as_run_at_once() -> None:
+    assert CODEC_ROWS == ROWS_AT_ONCE
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..audio import FRAME_SIZE
-from ..gpu import CODEC_ROWS
 from .asr import SILENCE, AsrOutput, SttRunner
 
 if TYPE_CHECKING:
@@ -68,13 +67,10 @@ class CudaSttRunner(SttRunner):
     def _advance(self, rows: Tensor) -> Tensor:
         """(N, 1 + 1920) -> (N, 1 + H): each stream's token and its pause probabilities."""
         slots, pcm = rows[:, 0].long(), rows[:, 1:]
-        torch = self._torch
-        parts = zip(torch.split(pcm, CODEC_ROWS), torch.split(slots, CODEC_ROWS), strict=True)
-        codes = torch.cat([self._model.encode_frames(some, self._state, few)[:, 0] for some, few in parts])
-        tokens, prs, _ = self._model.step_codes(codes, self._state, slots)
+        tokens, prs = self._model.step(pcm, self._state, slots)
         for counter in self._counters:
             counter[self._slots :].zero_()  # the scratch slot stays at its beginning, where it has least to look at
-        made: Tensor = torch.cat((tokens.to(prs.dtype).unsqueeze(1), prs), dim=1)
+        made: Tensor = self._torch.cat((tokens.to(prs.dtype).unsqueeze(1), prs), dim=1)
         return made
 
 

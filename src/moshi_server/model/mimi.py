@@ -18,6 +18,9 @@ from moshi_server.model.seanet import SeanetDecoder, SeanetEncoder, SeanetSpec
 from moshi_server.model.streaming import State, StreamingModule, branch
 from moshi_server.model.transformer import StreamingTransformer, TransformerSpec
 
+ROWS_AT_ONCE = 512
+"""Streams whose frames a GPU convolves at once: more gain nothing, and these tensors are the largest of a step."""
+
 
 def _mimi_transformer() -> TransformerSpec:
     return TransformerSpec(
@@ -108,10 +111,16 @@ class MimiEncoder(StreamingModule):
 
     def step(self, x: Tensor, state: State, slots: Tensor) -> Tensor:
         """The next piece of each slot's waveform, a whole number of frames; the same numbers as one frame a call."""
-        x = self.seanet.step(x, branch(state, "seanet"), slots)
+        x = self._convolve(x, branch(state, "seanet"), slots)
         x = self.transformer.step(x.transpose(1, 2), branch(state, "transformer"), slots, piece=self.stride)
         x = x.transpose(1, 2)
         return x if self.downsample is None else self.downsample.step(x, branch(state, "downsample"), slots)
+
+    def _convolve(self, x: Tensor, state: State, slots: Tensor) -> Tensor:
+        if not x.is_cuda or len(x) <= ROWS_AT_ONCE:
+            return self.seanet.step(x, state, slots)
+        parts = zip(torch.split(x, ROWS_AT_ONCE), torch.split(slots, ROWS_AT_ONCE), strict=True)
+        return torch.cat([self.seanet.step(some, state, few) for some, few in parts])
 
 
 class MimiDecoder(StreamingModule):
