@@ -52,6 +52,7 @@ from .rooms import DecodeRunner
 from .runner import Runner
 from .schedule import seats
 from .sizing import plan_config
+from .sizing_tts import config_uri, package_files
 from .token_log import PeriodicLog, RecordingRunner, SessionLog
 from .tts import TtsRunner
 from .worker import Engine, EngineLimits
@@ -197,6 +198,10 @@ def make_plans(config: Config, device: str | None, env: Mapping[str, str]) -> di
                 raise ConfigError("layers are held in 8 or 4 bits on a CPU only", key="quantize", hint="remove the key")
             for key, uri in module.files():
                 if key in CHECKPOINTS:
+                    headers[uri] = read_header(str(resolve(uri)))
+            if isinstance(module, PyConfig) and module.script is None:
+                files = package_files(module, resolve(config_uri(module)))
+                for uri in (files.weights, files.codec) if files is not None else ():
                     headers[uri] = read_header(str(resolve(uri)))
     plans = plan_config(config, gpus, env, read=headers.get, device=device)
     for plan in plans.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from .. import hub
 from ..config import (
@@ -19,7 +20,6 @@ from ..config import (
 )
 from ..gpu import (
     LINEAR_BYTES,
-    Cost,
     DepformerShape,
     GpuInfo,
     Header,
@@ -40,6 +40,7 @@ from ..gpu import (
     stt_stream,
 )
 from ..speech.dialogue import MAX_PENALTY_CONTEXT
+from .sizing_tts import py_request, tts_request
 
 ReadHeader = Callable[[str], Header | None]
 """The header of the checkpoint at a path or URI; None where it cannot be had, and the configuration's sizes count."""
@@ -84,20 +85,17 @@ def module_request(name: str, module: Module, read: ReadHeader, *, on_gpu: bool 
     match module:
         case AsrConfig() | BatchedAsrConfig():
             return _speech_to_text(name, module, read, captured=on_gpu)
-        case PyConfig() | PyBatchedAsrConfig():
+        case PyBatchedAsrConfig():
             return ModuleRequest(name, module.batch_size)
+        case PyConfig():
+            return py_request(name, module, read, _key)
         case LmConfig():
             return _dialogue(name, module, read)
         case TtsConfig():
             header = read(module.lm_model_file)
-            weights = (
-                (Weights(_key(module.lm_model_file), Cost("language model", "checkpoint header", header.elements)),)
-                if header is not None
-                else ()
-            )
             parameters = header.elements if header is not None else 0
-            layers = _quantize(module, header, parameters)
-            return ModuleRequest(name, module.batch_size, module.dtype_override, weights, quantize=layers)
+            request = tts_request(name, module, read, _key, transformer_shape(module.model.transformer))
+            return replace(request, quantize=_quantize(module, header, parameters))
     return None
 
 

@@ -12,6 +12,7 @@ from .costs import (
     lm_weights,
     stt_step,
     stt_stream,
+    tts_stream,
 )
 from .dtypes import (
     LINEAR_BYTES,
@@ -79,5 +80,6 @@ __all__ = [
     "say_once",
     "stt_step",
     "stt_stream",
+    "tts_stream",
     "visible",
 ]

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from .dtypes import BYTES, LINEAR_BYTES, DType, Quantize, QuantizeRequest
 from .header import Header
-from .shapes import POSITION_BYTES, CodecShape, LmShape
+from .shapes import POSITION_BYTES, CodecShape, LmShape, TransformerShape
 
 CODEC_TENSORS: Final = 5
 """How many tensors as large as the codec's widest layer a step holds at once; read on an H100 (2.35 MB a stream)."""
@@ -185,6 +185,29 @@ def dialogue_stream(lm: LmShape, codec: CodecShape, codec_origin: str, fixed: in
             "activations",
             "estimate",
             lm.transformer.ring + int(ALLOCATOR_SHARE * kv),
+            CODEC_TENSORS * widest + int(ALLOCATOR_SHARE * codec_state),
+        ),
+    )
+
+
+def tts_stream(
+    transformer: TransformerShape, length: int, codec: CodecShape, codec_origin: str, *, rows: int, fixed: int
+) -> tuple[Cost, ...]:
+    """What each slot of text to speech costs: keys and values of what was said and of a voice of ``length`` vectors,
+    for each of its ``rows``, the codec's decoder, and ``fixed`` bytes of its own.
+    """
+    kv, voice = rows * transformer.state, rows * transformer.num_layers * 2 * transformer.d_model * length
+    widest = 4 * codec.seanet.filters * codec.frame_size
+    codec_state = 4 * codec.decoder_state + POSITION_BYTES
+    layer = rows * (transformer.ring + 2 * transformer.d_model * length)
+    return (
+        Cost("KV cache", "configuration", kv, rows * POSITION_BYTES + fixed),
+        *([Cost("voice", "configuration", voice)] if length else []),
+        Cost("codec state", codec_origin, fixed=codec_state),
+        Cost(
+            "activations",
+            "estimate",
+            layer + int(ALLOCATOR_SHARE * (kv + voice)),
             CODEC_TENSORS * widest + int(ALLOCATOR_SHARE * codec_state),
         ),
     )
