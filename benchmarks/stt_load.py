@@ -1,10 +1,9 @@
-"""Holds N real-time streams against a running worker and reports how late each frame's answer came.
+"""Holds N real-time streams against a running worker, and against a second server in turn, and compares their delays.
 
     python benchmarks/stt_load.py --url ws://127.0.0.1:8080/api/asr-streaming --streams 16 --seconds 30
 
-Each virtual client sends one 80 ms frame every 80 ms over a WebSocket of its own, in float32 MessagePack as the
-published clients do, starting at a random moment. The answer to frame i is its `Step` message; the delay runs from the
-moment frame i was due to be sent. A stream is late when an answer comes more than one frame (80 ms) after that.
+The virtual users are those of `moshi-server bench`, whose page says what an answer's delay is. A frame is late when its
+answer comes more than one frame (80 ms) after it was sent.
 
 With no --url it starts a worker of its own on the embedded model. --peer names a second URL (any server that speaks
 the protocol, upstream's too): both are measured in turn, and the ratio of their delays is printed.
@@ -15,90 +14,46 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import random
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from dataclasses import dataclass, field
 
 import numpy as np
-import ormsgpack
-import websockets
 
-from moshi_server.audio import FRAME_SIZE, SAMPLE_RATE, read_audio
-
-FRAME_SECONDS = FRAME_SIZE / SAMPLE_RATE
-
-
-@dataclass
-class Stream:
-    delays: list[float] = field(default_factory=list)
-    words: list[str] = field(default_factory=list)
-    error: str = ""
+from moshi_server.audio import SAMPLE_RATE, read_audio
+from moshi_server.bench.crowd import Plan
+from moshi_server.bench.report import Trial
+from moshi_server.bench.run import SttBench
+from moshi_server.bench.stt import FRAME_SECONDS, frames_of
 
 
-async def hold(url: str, key: str, frames: list[bytes], start: float) -> Stream:
-    stream = Stream()
-    try:
-        async with websockets.connect(
-            url, additional_headers={"kyutai-api-key": key}, compression=None, open_timeout=30
-        ) as socket_:
-            await socket_.recv()
-            await asyncio.sleep(max(0.0, start - time.monotonic()))
-            begun = time.monotonic()
-            due = [begun + index * FRAME_SECONDS for index in range(len(frames))]
-
-            async def send() -> None:
-                for moment, frame in zip(due, frames, strict=True):
-                    await asyncio.sleep(max(0.0, moment - time.monotonic()))
-                    await socket_.send(frame)
-
-            async def receive() -> None:
-                while len(stream.delays) < len(frames):
-                    message = ormsgpack.unpackb(await asyncio.wait_for(socket_.recv(), 30))
-                    if message["type"] == "Step":
-                        stream.delays.append(time.monotonic() - due[len(stream.delays)])
-                    elif message["type"] == "Word":
-                        stream.words.append(message["text"])
-                    elif message["type"] == "Error":
-                        raise RuntimeError(message["message"])
-
-            await asyncio.gather(send(), receive())
-    except Exception as error:
-        stream.error = f"{type(error).__name__}: {error}"
-    return stream
+def load(url: str, key: str, pcm: np.ndarray, streams: int, seconds: float) -> Trial:
+    bench = SttBench(url, key, frames_of(pcm), limit=FRAME_SECONDS)
+    return asyncio.run(bench.attempt(Plan(streams, seconds)))
 
 
-def pack(pcm: np.ndarray) -> list[bytes]:
-    usable = len(pcm) // FRAME_SIZE * FRAME_SIZE
-    return [
-        ormsgpack.packb({"type": "Audio", "pcm": frame}, option=ormsgpack.OPT_SERIALIZE_NUMPY)
-        for frame in pcm[:usable].reshape(-1, FRAME_SIZE)
-    ]
-
-
-async def load(url: str, key: str, pcm: np.ndarray, streams: int) -> list[Stream]:
-    start = time.monotonic() + 1.0
-    frames = pack(pcm)
-    rng = random.Random(0)
-    return await asyncio.gather(*(hold(url, key, frames, start + rng.random()) for _ in range(streams)))
-
-
-def report(name: str, streams: list[Stream]) -> dict[str, float]:
-    failed = [stream.error for stream in streams if stream.error]
-    delays = np.array([delay for stream in streams for delay in stream.delays]) * 1000
-    if not len(delays):
-        raise SystemExit(f"{name}: no stream was served: {failed[:3]}")
-    p50, p90, p99 = np.percentile(delays, (50, 90, 99))
-    late = sum(any(delay > FRAME_SECONDS for delay in stream.delays) for stream in streams)
+def report(name: str, trial: Trial) -> dict[str, float]:
+    delays = trial.delays
+    if delays is None:
+        raise SystemExit(f"{name}: no stream was served: {trial.why}")
+    failed = sum(trial.errors.values())
     print(
-        f"{name}: {len(streams)} streams, {len(delays)} frames; answer delay p50 {p50:.1f} ms, p90 {p90:.1f} ms, "
-        f"p99 {p99:.1f} ms, max {delays.max():.1f} ms; late frames {np.mean(delays > FRAME_SECONDS * 1000):.4%} "
-        f"in {late} streams; failed {len(failed)} {failed[:3] or ''}"
+        f"{name}: {trial.streams} streams, {delays.count} frames; answer delay p50 {delays.p50:.1f} ms, "
+        f"p90 {delays.p90:.1f} ms, p99 {delays.p99:.1f} ms, max {delays.max:.1f} ms; "
+        f"late frames {trial.over_limit:.4%}; failed {failed} {list(trial.errors)[:3] or ''}"
     )
-    return {"p50": p50, "p90": p90, "p99": p99, "max": float(delays.max()), "late": late, "failed": len(failed)}
+    if trial.generator.complaint:
+        print(f"note: {trial.generator.complaint}")
+    return {
+        "p50": delays.p50,
+        "p90": delays.p90,
+        "p99": delays.p99,
+        "max": delays.max,
+        "late": trial.over_limit,
+        "failed": failed,
+    }
 
 
 def own_worker(streams: int) -> tuple[subprocess.Popen[bytes], str]:
@@ -139,9 +94,9 @@ def main() -> None:
     if url is None:
         process, url = own_worker(options.streams)
     try:
-        figures = {"ours": report("ours", asyncio.run(load(url, options.api_key, pcm, options.streams)))}
+        figures = {"ours": report("ours", load(url, options.api_key, pcm, options.streams, options.seconds))}
         if options.peer:
-            figures["peer"] = report("peer", asyncio.run(load(options.peer, options.api_key, pcm, options.streams)))
+            figures["peer"] = report("peer", load(options.peer, options.api_key, pcm, options.streams, options.seconds))
             print(
                 f"ratio ours / peer: p50 {figures['ours']['p50'] / figures['peer']['p50']:.2f}, "
                 f"p99 {figures['ours']['p99'] / figures['peer']['p99']:.2f}"
