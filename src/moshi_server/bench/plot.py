@@ -46,10 +46,11 @@ def draw(trials: Sequence[Trial], limit: float, path: Path) -> None:
 
 
 def _by_streams(axes: Axes, trials: Sequence[Trial], limit: float) -> None:
-    trials = sorted(trials, key=lambda trial: trial.streams)
-    streams = [trial.streams for trial in trials]
+    # The lines are of the last trial of each number, which decided; the marks are of all.
+    deciding = sorted({trial.streams: trial for trial in trials}.values(), key=lambda trial: trial.streams)
+    streams = [trial.streams for trial in deciding]
     for name, style in (("p50", "-"), ("p90", "--"), ("p99", ":")):
-        axes.plot(streams, [getattr(trial.delays, name) for trial in trials], style, color="C0", label=name)
+        axes.plot(streams, [getattr(trial.delays, name) for trial in deciding], style, color="C0", label=name)
     for held, marker, label in ((True, "o", "held"), (False, "x", "not held")):
         some = [trial for trial in trials if trial.held is held]
         values = [trial.delays.p99 for trial in some if trial.delays is not None]
