@@ -15,6 +15,8 @@ import pytest
 import websockets
 
 from moshi_server.app.module import ClientLimits
+from moshi_server.audio import SAMPLE_RATE, read_audio
+from moshi_server.cli.demo import API_KEY, running_worker, samples
 
 from ..fakes import FakeRunner, say
 from .server import KEY, Server, serve, until
@@ -192,3 +194,28 @@ async def test_a_full_server_says_so() -> None:
         await received(first, "session.created")
         async with by_hand(server) as second:
             assert "no free" in (await received(second, "error"))[-1]["error"]["message"]
+
+
+async def test_turns_commit_themselves_on_the_embedded_model() -> None:
+    spoken = [path for path in samples() if path.suffix in (".wav", ".flac")][:2]
+    said = [path.with_suffix(".txt").read_text().strip() for path in spoken]
+    pause = np.zeros(3 * SAMPLE_RATE, np.float32)
+    pcm = np.concatenate([pause, *(part for path in spoken for part in (read_audio(path), pause))])
+    with running_worker("demo") as url:
+        uri = f"{url}{PATH}{ASK}"
+        async with websockets.connect(uri, additional_headers={"Authorization": f"Bearer {API_KEY}"}) as socket:
+            for start in range(0, len(pcm), SAMPLE_RATE):
+                await socket.send(append(pcm[start : start + SAMPLE_RATE]))
+            got: list[dict[str, Any]] = []
+            async with asyncio.timeout(60):
+                while sum(event["type"] == DONE for event in got) < 2:
+                    got.append(json.loads(await socket.recv()))
+    assert [event["transcript"] for event in got if event["type"] == DONE] == said
+    kinds = [event["type"].removeprefix("input_audio_buffer.") for event in got]
+    turns = [kind for kind in kinds if kind in ("speech_started", "speech_stopped", "committed")]
+    assert turns == ["speech_started", "speech_stopped", "committed"] * 2
+    starts = [event["audio_start_ms"] / 1000 for event in got if "audio_start_ms" in event]
+    stops = [event["audio_end_ms"] / 1000 for event in got if "audio_end_ms" in event]
+    lengths = [len(read_audio(path)) / SAMPLE_RATE for path in spoken]
+    assert starts == pytest.approx([3, 6 + lengths[0]], abs=1.0)
+    assert stops == pytest.approx([3 + lengths[0], 6 + sum(lengths)], abs=1.5)

@@ -68,6 +68,7 @@ class RealtimeTranscription:
         self._item = _Item()
         self._committed: deque[_Item] = deque()
         self._previous: str | None = None
+        self._begun = 0  # where the item begins, in samples
         self._ready = 0
         self._resets = 0
 
@@ -90,9 +91,8 @@ class RealtimeTranscription:
             return [], self._json([{"type": "error", "error": error}])
         return told, self._json(answers)
 
-    def give(self, event: AsrServerEvent) -> tuple[list[AsrClientEvent], list[str]]:
-        """An event of the model: what it is to be told in return, and what the client is sent."""
-        told: list[AsrClientEvent] = []
+    def give(self, event: AsrServerEvent) -> list[str]:
+        """An event of the model: what the client is sent."""
         out: list[dict[str, Any]] = []
         match event:
             case Ready():
@@ -110,14 +110,15 @@ class RealtimeTranscription:
                 if kind == "start":
                     self._item.spoken = True
                     out = [self._speech("started", "audio_start_ms", time)]
-                elif self._item.spoken:
-                    out = [self._speech("stopped", "audio_end_ms", time), *self._commit()]
-                    told = [Flush()]
+                elif self._item.spoken and not self._committed:
+                    # All its words are there: a pause is only told of when it is longer than they are late.
+                    out = [self._speech("stopped", "audio_end_ms", time), *self._commit(until=time)]
+                    out.append(self._completed(self._committed.popleft()))
             case Flush() if self._committed and not self._resets:
                 out = [self._completed(self._committed.popleft())]
             case _:
                 pass
-        return told, self._json(out)
+        return self._json(out)
 
     def farewell(self, message: str) -> str:
         """Why the session ends."""
@@ -145,6 +146,7 @@ class RealtimeTranscription:
             case "input_audio_buffer.clear":
                 self._item = _Item()
                 self._committed.clear()
+                self._begun = 0
                 self._resets += 1
                 return [Init()], [{"type": "input_audio_buffer.cleared"}]
             case "session.update" | "transcription_session.update":
@@ -212,9 +214,13 @@ class RealtimeTranscription:
     def _speech(self, what: str, key: str, time: float) -> dict[str, Any]:
         return {"type": f"input_audio_buffer.speech_{what}", key: round(1000 * time), "item_id": self._item.id}
 
-    def _commit(self) -> list[dict[str, Any]]:
+    def _commit(self, until: float | None = None) -> list[dict[str, Any]]:
+        """End the item: with all that was sent, or at this time (s), after which what was sent belongs to the next."""
         item, previous = self._item, self._previous
-        self._item, self._previous = _Item(), item.id
+        ahead = 0 if until is None else max(0, self._begun + item.samples - round(until * SAMPLE_RATE))
+        item.samples -= ahead
+        self._begun += item.samples
+        self._item, self._previous = _Item(samples=ahead), item.id
         self._committed.append(item)
         content = [{"type": "input_audio", "transcript": None}]
         entry = {"id": item.id, "type": "message", "status": "completed", "role": "user", "content": content}

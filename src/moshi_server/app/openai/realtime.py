@@ -62,11 +62,8 @@ class RealtimePump(Pump):
         return True
 
     async def _tell(self, event: Any, channel: Channel) -> None:
-        events, messages = self._session.give(event)
-        for message in messages:
+        for message in self._session.give(event):
             await self._put(message)
-        for told in events:
-            await self._hand_over(told, channel)
 
 
 def realtime(state: ServerState, models: Models) -> Callable[[WebSocket], Awaitable[None]]:
