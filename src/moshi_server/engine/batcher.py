@@ -26,7 +26,7 @@ SWEEP_SECONDS = 0.25
 GATHER_SECONDS = 0.006
 GATHER_STREAMS = 8
 """With so many streams a tick begins no sooner than that after the last one began, unless that one stepped half of
-them: otherwise a model that is done in no time is woken for each frame of each stream, which costs most of the CPU time."""
+them: otherwise a model that is done in no time is woken for each frame of each stream, which is most of the cost."""
 
 Delivery = tuple[Session, list[Any], SessionError | None]
 
