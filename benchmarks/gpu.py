@@ -450,7 +450,7 @@ def text_to_speech(copy_gb_s: float) -> Numbers:
     """The shape of tts-1.6b-en_fr with 24 codebooks: a whole step with sound, and one that has only text yet."""
     torch.manual_seed(0)
     spec = TtsSpec(delay=16, delays=(0, *(2,) * 31), codebooks=24)
-    model = TtsModel(make_mimi(MimiSpec()), make_lm(TTS), spec)
+    model = TtsModel(make_mimi(MimiSpec()), make_lm(TTS), spec).to(DEVICE)
     assert model.depformer is not None
     rows = []
     for batch in TTS_BATCHES:

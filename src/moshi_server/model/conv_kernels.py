@@ -126,6 +126,8 @@ def _shape(rows: int, outputs: int, window: int) -> tuple[int, int, int, int, in
         return 32, 64, 16, 2, 4
     if outputs <= 32:
         return 64, 32, 32, 4, 3
+    if window > 6144:
+        return (32, 64, 64, 4, 3) if rows <= 512 else (32, 64, 32, 2, 4)
     if rows <= 512:
         return 16, 64, 64, 4, 4
-    return (32, 64, 64, 4, 3) if window > 6144 else (32, 64, 32, 2, 4)
+    return 64, 64, 16, 2, 4
