@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Final
 
 from numpy.typing import ArrayLike
 from websockets.asyncio.client import ClientConnection
-from websockets.exceptions import ConcurrencyError, ConnectionClosed
 
 from ..events import AsrClientEvent, AsrServerEvent, Audio, Error, Flush, Init, Marker, OggOpus, Ready
 from ..protocol import asr_client
@@ -18,11 +15,12 @@ from ..speech.transcript import Transcript
 from .closing import error_of_close
 from .connecting import DEFAULT_URL, Connecting, websocket_url
 from .exchange import Recording, load, samples, transcribe_over
+from .stream import ClientStream
 
 DEFAULT_PATH: Final = "/api/asr-streaming"
 
 
-class AsrClient:
+class AsrClient(ClientStream[AsrServerEvent]):
     """A stream that holds a slot of the server. Open it with `connect`.
 
     Sending and receiving are independent: events that come while you send wait for you. Iterate over the client for
@@ -36,11 +34,8 @@ class AsrClient:
     """
 
     def __init__(self, websocket: ClientConnection, url: str) -> None:
-        self.url = url
-        self._websocket = websocket
+        super().__init__(websocket, url)
         self._used = False
-        self._unread: deque[AsrServerEvent] = deque()
-        self._said = ""
 
     @classmethod
     def connect(
@@ -69,10 +64,7 @@ class AsrClient:
             SessionError: the server has ended the stream, and this is why.
         """
         self._used = self._used or isinstance(event, Audio | OggOpus)
-        try:
-            await self._websocket.send(asr_client.encode(event))
-        except ConnectionClosed as closed:
-            raise await self._reason(closed) from None
+        await self._put(asr_client.encode(event))
 
     async def send_audio(self, pcm: ArrayLike) -> None:
         """Send samples at 24 kHz, mono, of shape (samples,): floats between -1 and 1, or 16-bit integers."""
@@ -89,31 +81,6 @@ class AsrClient:
     async def flush(self) -> None:
         """Ask for every pending word now; `events.Flush` comes after the last of them."""
         await self.send(Flush())
-
-    async def receive(self) -> list[AsrServerEvent]:
-        """The next events, at least one; an empty list once the stream was closed without a complaint.
-
-        Raises:
-            SessionError: why the server has ended the stream.
-            AuthError: if that was for the credentials.
-        """
-        while not self._unread:
-            try:
-                self._take(await self._websocket.recv())
-            except ConnectionClosed as closed:
-                if closed.rcvd is not None and closed.rcvd.code in (1000, 1005) and not self._said:
-                    return []
-                raise await self._reason(closed) from None
-            if self._said:
-                raise await self._ended()
-        events = list(self._unread)
-        self._unread.clear()
-        return events
-
-    async def __aiter__(self) -> AsyncIterator[AsrServerEvent]:
-        while events := await self.receive():
-            for event in events:
-                yield event
 
     async def transcribe(
         self,
@@ -142,10 +109,6 @@ class AsrClient:
                 pass
         return await transcribe_over(self, pcm, realtime=realtime, on_event=on_event, on_progress=on_progress)
 
-    async def close(self) -> None:
-        """End the stream; what is still pending is not transcribed."""
-        await self._websocket.close()
-
     async def wait_ready(self) -> None:
         """Return once the server has said that it holds a slot. `connect` has done so."""
         while not isinstance((await self._more())[0], Ready):
@@ -163,22 +126,6 @@ class AsrClient:
             self._said = event.message
         elif event is not None:
             self._unread.append(event)
-
-    async def _reason(self, closed: ConnectionClosed) -> Exception:
-        """Why the stream ended: from the close frame, and from what the server said before it, read or not."""
-        # Whoever waits in `receive` at the same time reads it there.
-        with contextlib.suppress(ConnectionClosed, ConcurrencyError):
-            while True:
-                self._take(await self._websocket.recv())
-        frame = closed.rcvd
-        return error_of_close(frame.code if frame else None, frame.reason if frame else "", self._said)
-
-    async def _ended(self) -> Exception:
-        """The error for an `Error` message: the close code that follows says of which kind it is."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(2):
-                await self._websocket.wait_closed()
-        return error_of_close(self._websocket.close_code, self._websocket.close_reason or "", self._said)
 
 
 def transcribe(
