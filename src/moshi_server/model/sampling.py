@@ -16,7 +16,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def uniform(seeds: Tensor, counters: Tensor) -> Tensor:
-    """Numbers in (0, 1), f64, (B,): each a fixed function of its seed and counter (both (B,), int64) on any device."""
+    """Numbers in (0, 1), f64, (...): each a fixed function of its seed and counter (both int64) on any device."""
     bits = _mix(_mix(seeds & _MASK) ^ _mix((counters + 0x9E3779B9) & _MASK))
     return (bits.double() + 0.5) / (_MASK + 1)
 
@@ -41,6 +41,11 @@ def sample_rows(
 
     Only the ``top_k`` likeliest tokens of a row are drawn from.
     """
+    return choose_rows(logits, temperatures, top_k, uniform(seeds, counters), most=most)
+
+
+def choose_rows(logits: Tensor, temperatures: Tensor, top_k: Tensor, noise: Tensor, *, most: int) -> Tensor:
+    """As `sample_rows`, by ``noise`` (B,), numbers from `uniform`: those of many draws cost as much as those of one."""
     most = min(most, logits.shape[-1])
     values, ids = logits.topk(most, dim=-1)
     # A row that takes the largest is drawn too, at any temperature, so that no shape depends on who is greedy.
@@ -48,6 +53,6 @@ def sample_rows(
     weights = ((values - values[:, :1]) / divisors[:, None]).double().exp()
     weights = weights.masked_fill(torch.arange(most, device=logits.device) >= top_k[:, None], 0.0)
     cumulative = weights.cumsum(-1)
-    target = uniform(seeds, counters)[:, None] * cumulative[:, -1:]
+    target = noise[:, None] * cumulative[:, -1:]
     place = torch.searchsorted(cumulative, target, right=True).minimum(top_k[:, None] - 1).clamp_(max=most - 1)
     return torch.where(temperatures > 0, ids.gather(-1, place)[:, 0], ids[:, 0])

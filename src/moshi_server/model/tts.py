@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from moshi_server.model.embedding import ZERO_TOKEN
 from moshi_server.model.lm import LmModel
 from moshi_server.model.mimi import Mimi
-from moshi_server.model.sampling import sample_rows
+from moshi_server.model.sampling import choose_rows, sample_rows, uniform
 from moshi_server.model.streaming import State, branch, leaf
 
 MOST_CANDIDATES = 250
@@ -232,10 +232,11 @@ class TtsModel(nn.Module):
             both = torch.cat((voiced, voiced + count)) if guided else voiced
             real, whole, hidden = real[voiced], whole[voiced], hidden[both]
             token, when = text[voiced], steps[voiced]
-        counters = when * (spec.codebooks + 1) + 1
+        counters = when[:, None] * (spec.codebooks + 1) + 1 + torch.arange(spec.codebooks, device=when.device)
+        noise = uniform(whole[:, 2:], counters)
 
         def draw(logits: Tensor, codebook: int) -> Tensor:
-            return sample_rows(logits, real[:, 0], whole[:, 1], whole[:, 2], counters + codebook, most=MOST_CANDIDATES)
+            return choose_rows(logits, real[:, 0], whole[:, 1], noise[:, codebook], most=MOST_CANDIDATES)
 
         guidance = real[:, 1:] if guided else None
         made = self.depformer.sample(hidden, token, draw, codebooks=spec.codebooks, guidance=guidance)
