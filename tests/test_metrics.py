@@ -174,6 +174,21 @@ def test_each_modules_slots_are_read_at_the_scrape() -> None:
     assert samples["module_slots", (("module", "tts"), ("type", "Py"))] == 8
 
 
+@pytest.mark.parametrize("kind", ["BatchedAsr", "Tts", "Mimi", "PyPost"])
+def test_streams_of_every_type_are_counted_by_module(kind: str) -> None:
+    metrics = Metrics()
+    module = metrics.module(kind, "mine")
+    labels = (("module", "mine"), ("type", kind))
+    assert scrape(metrics)[1]["module_streams_opened_total", labels] == 0
+    module.opened()
+    module.opened()
+    module.closed(3)
+    types, samples = scrape(metrics)
+    assert types["module_streams_opened_total"] == types["module_streams_closed_total"] == "counter"
+    assert samples["module_streams_opened_total", labels] == 2
+    assert samples["module_streams_closed_total", labels] == 1
+
+
 def test_two_servers_in_one_process_do_not_share_metrics() -> None:
     first, second = Metrics(), Metrics()
     first.module("Asr").connected()

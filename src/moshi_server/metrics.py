@@ -90,11 +90,15 @@ class ExactCounter:
 
 
 class ModuleMetrics:
-    """What one module type counts. Types that upstream does not measure count their warm-up only."""
+    """What one module counts: its type's families, if upstream measures that type, and its streams by its name."""
 
-    def __init__(self, metrics: Metrics, family: _Family | None) -> None:
+    def __init__(self, metrics: Metrics, family: _Family | None, labels: tuple[str, str] | None = None) -> None:
         self._metrics = metrics
         self._family = family
+        self._labels = labels
+        if labels is not None:  # so that a module without a stream yet is there, too
+            metrics.streams_opened.inc(*labels, by=0)
+            metrics.streams_closed.inc(*labels, by=0)
 
     def connected(self) -> None:
         """A client has come, whether or not there is a slot for it."""
@@ -103,11 +107,15 @@ class ModuleMetrics:
 
     def opened(self) -> None:
         """A stream took a slot."""
+        if self._labels:
+            self._metrics.streams_opened.inc(*self._labels)
         if self._family:
             self._family.open_channels.inc()
 
     def closed(self, steps: int) -> None:
         """A stream left its slot after ``steps`` steps."""
+        if self._labels:
+            self._metrics.streams_closed.inc(*self._labels)
         if self._family:
             self._family.open_channels.dec()
             self._family.num_steps.observe(steps)
@@ -222,12 +230,21 @@ class Metrics:
         self.connection_errors = self._counter(
             "connection_error_total", "Streams that an error ended.", "error_type", "module"
         )
+        self.streams_opened = self._counter(
+            "module_streams_opened_total", "Streams that took a slot of a module.", "module", "type"
+        )
+        self.streams_closed = self._counter(
+            "module_streams_closed_total", "Streams that gave their slot back.", "module", "type"
+        )
 
-    def module(self, kind: str) -> ModuleMetrics:
-        """What a module of this type (`BatchedAsr`, `Py`, ...) counts."""
+    def module(self, kind: str, name: str = "") -> ModuleMetrics:
+        """What a module of this type (`BatchedAsr`, `Py`, ...) counts; its streams by themselves if it has a name."""
         families = {"Asr": self._asr, "BatchedAsr": self._asr, "PyBatchedAsr": self._asr, "Py": self._py}
         families |= {"Lm": self._lm, "PocketTts": self._py}
-        return _PostMetrics(self, None) if kind == "PyPost" else ModuleMetrics(self, families.get(kind))
+        labels = (name, kind) if name else None
+        if kind == "PyPost":
+            return _PostMetrics(self, None, labels)
+        return ModuleMetrics(self, families.get(kind), labels)
 
     def watch_slots(self, read: Callable[[], Iterable[SlotReading]]) -> None:
         """Export what this says at each scrape as ``module_slots`` and ``module_slots_used``."""

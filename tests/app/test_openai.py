@@ -37,6 +37,7 @@ async def test_the_plain_transcript(server: Server) -> None:
     assert got.usage is not None
     assert got.usage.type == "duration"
     assert got.usage.seconds == pytest.approx(29 * 0.08, abs=0.001)
+    assert await server.metric('asr_connect{handler="all"}') == 1
 
 
 @pytest.mark.parametrize("kind", ["text", "srt", "vtt"])

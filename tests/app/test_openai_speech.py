@@ -39,6 +39,7 @@ async def test_a_wav() -> None:
         with wave.open(io.BytesIO(data)) as file:
             assert (file.getframerate(), file.getnchannels()) == (24_000, 1)
         assert np.abs(np.frombuffer(data[44:], "<i2") / 32767 - tone(SAID)).max() < 1e-3
+        assert await server.metric('py_connect{handler="all"}') == 1
 
 
 async def test_raw_samples() -> None:

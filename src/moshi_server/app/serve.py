@@ -46,7 +46,9 @@ def run(
     try:
         metrics = Metrics(None if cpu else gpu_reader())
         built = build_engines(
-            config, device="cpu" if cpu else None, hooks_for=lambda _, kind: hooks_for(metrics.module(kind))
+            config,
+            device="cpu" if cpu else None,
+            hooks_for=lambda name, kind: hooks_for(metrics.module(kind, name)),
         )
         if not config.warmup.enabled:
             for _ in built:
@@ -123,7 +125,7 @@ def served(built: BuiltModule, metrics: Metrics) -> ServedModule:
         kind=built.config.type,
         path=built.config.routes()[0],
         engine=built.engine,
-        metrics=metrics.module(built.config.type),
+        metrics=metrics.module(built.config.type, built.name),
         files={names[key]: value for key, value in built.config.files() if key in names},
         auth=built.config.auth,
         limits=limits_of(built.config),

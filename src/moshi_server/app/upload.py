@@ -131,6 +131,7 @@ async def hear(module: ServedModule, pcm: NDArray[np.float32]) -> AsyncGenerator
         NoFreeSlotError: none came free within the module's ``post_wait_seconds``.
         SessionError: why the stream ended early.
     """
+    module.metrics.connected()
     session = await module.engine.open(wait_seconds=module.limits.post_wait_seconds)
     bind_contextvars(session=session.id)
     sending = asyncio.create_task(_send(session, pcm))

@@ -154,6 +154,7 @@ class Speeches:
         module = self._models.find(wish.model, SPEAKING)
         self._models.check(request, module)
         bind_contextvars(module=module.name)
+        module.metrics.connected()
         sound = wish.sound()
         settings = SpeechQuery.model_validate({"voice": wish.checked_voice(module)}).settings(module)
         place.enter_context(self._uploads[module.name].place())
