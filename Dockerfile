@@ -11,6 +11,10 @@ COPY . /src
 RUN /opt/moshi/bin/pip install --no-cache-dir /src
 
 FROM python:${PYTHON}-slim
+# On a GPU, kernels are compiled when the server first starts. For a CPU: --build-arg COMPILER=
+ARG COMPILER="gcc libc6-dev"
+RUN test -z "$COMPILER" || (apt-get update && apt-get install -y --no-install-recommends $COMPILER \
+    && rm -rf /var/lib/apt/lists/*)
 COPY --from=build /opt/moshi /opt/moshi
 ENV PATH=/opt/moshi/bin:$PATH HF_HOME=/hub PYTHONUNBUFFERED=1
 RUN useradd --create-home moshi && install -d -o moshi /hub /srv/logs

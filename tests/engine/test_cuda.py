@@ -10,8 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from moshi_server.audio import read_audio
+from moshi_server.config import load_config
+from moshi_server.config.modules import BatchedAsrConfig
 from moshi_server.engine.asr import AsrOutput, SttRunner
+from moshi_server.engine.build import lm_spec as lm_spec_of
 from moshi_server.engine.cuda import CudaSttRunner
+from moshi_server.hub import resolve
 from moshi_server.model import mimi
 from moshi_server.model.mimi import MimiSpec
 from moshi_server.model.quantizer import QuantizerSpec
@@ -151,3 +156,23 @@ def test_kernels_read_rings_in_place_as_the_cpu_gathers_them(
         want = here.step(x, theirs, slots)
         got = there.step(x.cuda(), ours, slots.cuda()).cpu()
         torch.testing.assert_close(got, want, atol=1e-4 if dtype is torch.float32 else 0.1, rtol=0.02)
+
+
+def test_the_embedded_model_hears_the_same_in_8_bits() -> None:
+    module = next(iter(load_config(Path(__file__).parents[2] / "configs" / "demo.toml", {}).modules.values()))
+    assert isinstance(module, BatchedAsrConfig)
+    codec = load_mimi(resolve(module.audio_tokenizer_file), num_codebooks=module.model.audio_codebooks, decoder=False)
+    lm = load_lm(resolve(module.lm_model_file), lm_spec_of(module.model), dtype=torch.float32)
+    folder = Path(resolve(module.lm_model_file)).parent / "samples"
+    samples = sorted(path for path in folder.iterdir() if path.suffix != ".txt")
+    pcm = [read_audio(path) for path in samples]
+    frames = min(len(each) for each in pcm) // 1920
+    assert frames > 25
+    model, slots = SttModel(codec, lm), list(range(len(pcm)))
+    heard = [
+        [runner.step(slots, [each[1920 * k : 1920 * k + 1920] for each in pcm]) for k in range(frames)]
+        for runner in (SttRunner(model, len(pcm), CPU), CudaSttRunner(model, len(pcm), CPU, eight_bit_kv=True))
+    ]
+    tokens = [[output.token for step in steps for output in step] for steps in heard]
+    assert tokens[0] == tokens[1]
+    assert len(set(tokens[0])) > 5

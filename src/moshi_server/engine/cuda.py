@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..audio import FRAME_SIZE
 from .asr import SILENCE, AsrOutput, SttRunner
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +38,12 @@ class CudaSttRunner(SttRunner):
         import torch
 
         from ..model.graphs import BucketedStep
+        from ..model.ring_attention import in_place
+
+        if device.type == "cuda" and not in_place(device):
+            logger.warning(
+                "a step takes longer: Triton, a C compiler or Python's headers are missing (see docs/gpu-memory.md)"
+            )
 
         self._torch = torch
         self._model = model

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
+import shutil
+import sysconfig
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -21,8 +25,10 @@ LEVELS = 127
 
 @functools.cache
 def has_triton() -> bool:
-    """Whether kernels can be compiled here: Triton comes with torch's CUDA builds, and needs a C compiler."""
-    return importlib.util.find_spec("triton") is not None
+    """Whether kernels can be compiled here: Triton comes with torch's CUDA builds, but builds its launcher itself."""
+    compiler = os.environ.get("CC") or shutil.which("clang") or shutil.which("gcc")
+    headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    return importlib.util.find_spec("triton") is not None and compiler is not None and headers.exists()
 
 
 def in_place(device: torch.device) -> bool:
