@@ -8,6 +8,7 @@ a slot that no stream has.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -73,7 +74,7 @@ class BucketedStep:
         self._inputs[count : min(size, self._written)] = self._padding
         if self._written <= size:
             self._written = count
-        with torch.inference_mode():
+        with torch.inference_mode(), self._chosen():
             self._on_device[:size].copy_(self._inputs[:size], non_blocking=True)
             made = self._replay(size)[:count]
             if self._done is None:
@@ -85,6 +86,10 @@ class BucketedStep:
             self._done.record()
         self._done.synchronize()
         return outputs
+
+    def _chosen(self) -> AbstractContextManager[None]:
+        """Streams, events and kernels are those of the device that is current."""
+        return nullcontext() if self._done is None else torch.cuda.device(self._device)
 
     def _replay(self, size: int) -> Tensor:
         if size not in self._graphs:
