@@ -9,7 +9,7 @@ import typer
 
 from .. import __version__
 from ..errors import MoshiServerError
-from . import bench, chat, configs, convert, demo, doctor, mic, plan, say, token, transcribe, validate, worker
+from . import bench, chat, configs, convert, demo, doctor, mic, plan, say, token, transcribe, validate, worker, wyoming
 
 app = typer.Typer(
     name="moshi-server",
@@ -29,6 +29,7 @@ app.command()(transcribe.transcribe)
 app.command()(mic.mic)
 app.command()(say.say)
 app.command()(chat.chat)
+app.command()(wyoming.wyoming)
 app.command()(token.token)
 app.command()(bench.bench)
 

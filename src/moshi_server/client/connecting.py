@@ -17,7 +17,7 @@ from ..errors import ServerUnreachableError
 from .closing import START_HINT, error_of_refusal
 
 DEFAULT_URL: Final = "ws://127.0.0.1:8080"
-_THIS_MACHINE: Final = ("localhost", "127.0.0.1", "::1")
+THIS_MACHINE: Final = ("localhost", "127.0.0.1", "::1")
 
 
 class Client(Protocol):
@@ -89,7 +89,7 @@ class Connecting(Generic[C]):
                 # The server looks after dead clients. A ping of ours could wait behind audio that it does not read yet.
                 ping_interval=None,
                 close_timeout=2,
-                proxy=None if urlsplit(self._url).hostname in _THIS_MACHINE else True,
+                proxy=None if urlsplit(self._url).hostname in THIS_MACHINE else True,
             )
         except InvalidStatus as refused:
             raise error_of_refusal(refused.response, where) from None
