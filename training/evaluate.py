@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -45,13 +46,13 @@ def padded(audio: np.ndarray, item: Located, noise_db: float | None, seed: int) 
 class InProcess:
     """The shipped files through the streaming step, many slots at once."""
 
-    def __init__(self, demo: Path) -> None:
+    def __init__(self, demo: Path, quantize: Literal["int8", "int4"] | None = None) -> None:
         from moshi_server.model.stt import SttModel
         from moshi_server.model.weights import load_lm
         from moshi_server.model.weights_mimi import load_mimi
         from training.model import lm_spec
 
-        lm = load_lm(demo / "model.safetensors", lm_spec(), dtype=torch.float32)
+        lm = load_lm(demo / "model.safetensors", lm_spec(), dtype=torch.float32, kind=quantize)
         self.model = SttModel(load_mimi(demo / "mimi.safetensors", decoder=False), lm)
         self.tokenizer = TextTokenizer(demo / "tokenizer.model")
         self.seconds = 0.0
@@ -176,6 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--eval", type=Path, default=Path("training/work/eval"))
     parser.add_argument("--demo", type=Path, default=Path("src/moshi_server/demo"))
+    parser.add_argument("--quantize", choices=["int8", "int4"], help="hold layers in so many bits")
     parser.add_argument("--url", help="evaluate a running server instead")
     parser.add_argument("--api-key", default="public_token")
     parser.add_argument("--concurrency", type=int, default=8)
@@ -186,7 +188,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     recogniser: InProcess | ThroughServer = (
-        ThroughServer(args.url, args.api_key, args.concurrency) if args.url else InProcess(args.demo)
+        ThroughServer(args.url, args.api_key, args.concurrency) if args.url else InProcess(args.demo, args.quantize)
     )
     scores = evaluate(recogniser, args.eval, args.limit, args.noise)
     joined = summary(scores)

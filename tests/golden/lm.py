@@ -37,8 +37,8 @@ from moshi_server.model.lm import LmSpec  # noqa: E402
 from moshi_server.model.synthetic import write_lm  # noqa: E402
 
 
-def upstream_model(spec: LmSpec, folder: str) -> Any:
-    """The same model in the package, from a checkpoint in its own naming."""
+def upstream_config(spec: LmSpec) -> dict[str, Any]:
+    """What the package calls the sizes of ``spec``."""
     transformer = spec.transformer
     # The package's rule for a width of exactly four is another one; a little more gives the width we have.
     scale = 1.5 * transformer.hidden / transformer.d_model
@@ -73,9 +73,14 @@ def upstream_model(spec: LmSpec, folder: str) -> Any:
         }
         config["conditioners"] = {name: {"type": "lut", "lut": lut}}
         config["fuser"] = {"sum": [name]}
+    return config
+
+
+def upstream_model(spec: LmSpec, folder: str) -> Any:
+    """The same model in the package, from a checkpoint in its own naming."""
     path = Path(folder) / "model.safetensors"
     write_lm(path, spec, seed=SEED, naming="pytorch", dtype=torch.float32)
-    return loaders.get_moshi_lm(path, lm_kwargs=config, device="cpu", dtype=torch.float32)
+    return loaders.get_moshi_lm(path, lm_kwargs=upstream_config(spec), device="cpu", dtype=torch.float32)
 
 
 @torch.no_grad()

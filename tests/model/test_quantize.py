@@ -77,6 +77,7 @@ def test_rows_come_one_by_one(kind: Quantize) -> None:
 
 def test_4_bits_do_not_fit_every_shape() -> None:
     assert fits((8000, 2048), "int4")
+    assert fits((48, 32), "int4")
     assert not fits((8001, 2048), "int4")
     assert not fits((64, 40), "int4")
     assert fits((8001, 40), "int8")

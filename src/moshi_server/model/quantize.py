@@ -30,8 +30,8 @@ _BLOCK_ROWS: Final = 64
 """Rows quantized at once: few enough for the processor's cache, seven times faster than a thousand."""
 _UNPACKED_ROWS: Final = 1024
 """Rows unpacked at once: what that takes beside the weights stays small."""
-_INT4_ROWS: Final = 64
-"""The packed form is made of blocks of so many rows (of fewer, on some CPUs, whose number divides this)."""
+_INT4_ROWS: Final = 16
+"""The packed form is made of whole sixteens of rows."""
 
 
 @dataclass(frozen=True, slots=True)
