@@ -56,7 +56,10 @@ class CrossAttention(nn.Module):
         ``rows`` are the same slots for the host, where reading them in place saves copying what they hold.
         """
         q = self.q_proj(x).view(len(x), self.heads, 1, self.head_dim).to(held.dtype)
-        if rows is None or (len(rows) > 1 and held[0].nbytes <= _GATHER_BYTES):
+        if rows is not None and held.dtype is torch.float32 and rows == tuple(range(rows[0], rows[0] + len(rows))):
+            keys, values = held[rows[0] : rows[0] + len(rows)].unbind(1)
+            y = functional.scaled_dot_product_attention(q, keys, values)
+        elif rows is None or (len(rows) > 1 and held[0].nbytes <= _GATHER_BYTES):
             keys, values = held.index_select(0, slots).unbind(1)
             y = functional.scaled_dot_product_attention(q, keys, values)
         else:
