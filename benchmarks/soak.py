@@ -73,6 +73,8 @@ def audit(ledger: Ledger, metrics: dict[str, float]) -> list[str]:
     sockets = sum(account.sockets for account in ledger.accounts.values())
     closes = sum(value for name, value in metrics.items() if name.startswith("ws_close_total"))
     compare("ws_close_total", closes, sockets)
+    lost = metrics.get('ws_close_total{code="1006",reason="connection_lost"}', 0)
+    compare("ws_close_total, lost", lost, ledger.lost, ledger.unsure_lost)
     compare("auth_error_total", metrics.get('auth_error_total{error_type="invalid_key"}', 0), ledger.wrong_keys)
     return wrong
 

@@ -51,7 +51,7 @@ HANG_SECONDS = 90.0
 """A visit that takes longer has hung."""
 
 
-class Fault(Exception):
+class Fault(Exception):  # noqa: N818
     """The server did what it must not."""
 
 
@@ -79,6 +79,9 @@ class Ledger:
     accounts: dict[str, Account] = field(default_factory=dict)
     outcomes: dict[str, Counter[str]] = field(default_factory=dict)
     wrong_keys: int = 0
+    lost: int = 0
+    """Sockets that surely ended without a close frame; as `unsure_lost` if the server may have ended them first."""
+    unsure_lost: int = 0
     faults: list[str] = field(default_factory=list)
 
     def of(self, module: str) -> Account:
@@ -222,6 +225,7 @@ class Visitor:
                 if not await self.heard_in(ear, ws):
                     return "full"
                 await ws.send(self.codes())
+                self.ledger.lost += outcome in ("reset", "left")
                 await end(ws, module)
             return outcome
         path = (HEARING | SPEAKING | {"lm": CHAT})[module]
@@ -231,6 +235,7 @@ class Visitor:
             account.sockets += 1
             if self.rng.random() < 0.1 and outcome in ("reset", "left"):  # at once
                 account.unsure += 1
+                self.ledger.unsure_lost += 1
                 await end(ws, module)
                 return f"{outcome} at once"
             if not _welcome(await ws.recv(), module):
@@ -239,6 +244,7 @@ class Visitor:
             for _ in range(self.rng.randint(0, 6)):
                 await ws.send(self.something(module))
                 await asyncio.sleep(self.rng.uniform(0, 0.1))
+            self.ledger.lost += outcome in ("reset", "left")
             await end(ws, module)
         return outcome
 
@@ -430,9 +436,8 @@ async def resets(self: Visitor) -> str:
 
 async def sends_garbage(self: Visitor) -> str:
     async def garbage(ws: ClientConnection, module: str) -> None:
-        await ws.send(
-            b"\x03\xff" if module in ("lm", "rooms") else b"\xc1" + self.rng.randbytes(self.rng.randint(0, 3000))
-        )
+        start = {"lm": b"\x03\xff", "rooms": b"\x09\x00\x00"}  # no control that there is; no whole number
+        await ws.send(start.get(module) or b"\xc1" + self.rng.randbytes(self.rng.randint(0, 3000)))
         await _ended(ws, 4003)
 
     return await self.rudely("garbage", garbage)

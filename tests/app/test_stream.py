@@ -196,6 +196,15 @@ async def test_a_client_that_vanishes_frees_the_slot() -> None:
         await client.send(audio(say(3)))
         client.transport.abort()
         await until(lambda: server.engines[0].slots_used == 0, 2)
+        assert await server.metric('ws_close_total{code="1006",reason="connection_lost"}') == 1
+
+
+async def test_a_close_frame_without_a_code_is_no_lost_connection() -> None:
+    async with serve(FakeRunner(1)) as server, server.connect() as client:
+        await events(client, "Ready")
+        client.transport.write(b"\x88\x80\0\0\0\0")
+        await until(lambda: server.engines[0].slots_used == 0, 2)
+        assert await server.metric('ws_close_total{code="1005",reason="no_status"}') == 1
 
 
 def silence_pongs(client: websockets.ClientConnection) -> None:

@@ -31,6 +31,7 @@ class CloseCode(IntEnum):
     NORMAL = 1000
     GOING_AWAY = 1001
     PROTOCOL_ERROR = 1002
+    NO_STATUS = 1005
     LOST = 1006
     INTERNAL_ERROR = 1011
     AT_CAPACITY = 4000

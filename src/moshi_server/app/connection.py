@@ -40,6 +40,8 @@ class Connection(WebSocketsSansIOProtocol):
         self._heard = self.loop.time()
         self.cut_short = False
         """What the client sent could not be read on: too big, or not WebSocket. The rest of it is thrown away."""
+        self.said_goodbye = False
+        """The client has sent a close frame."""
         self._linger_until = 0.0
         self.take: Callable[[bytes], bool] | None = None
         """Is offered each binary message as it arrives, and says whether it took it; else the application receives it.
@@ -144,6 +146,7 @@ class Connection(WebSocketsSansIOProtocol):
 
     def handle_close(self, event: Frame) -> None:
         """Answer the client's close; one that then reads nothing more does not keep its connection."""
+        self.said_goodbye = True
         super().handle_close(event)
         self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 

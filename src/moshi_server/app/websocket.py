@@ -248,6 +248,8 @@ class Pump:
     def _gone(self, message: Any) -> Exception:
         code, reason = message.get("code", CloseCode.LOST), message.get("reason") or ""
         if not self._connection.cut_short:
+            if code == CloseCode.NO_STATUS and not self._connection.said_goodbye:
+                code = CloseCode.LOST  # of which uvicorn says what belongs to a close frame without a code
             return WebSocketDisconnect(code, reason)
         if code == MESSAGE_TOO_BIG:
             return self._too_big()
