@@ -286,7 +286,7 @@ possible_values = ["bad", "good"]
         ("device = 'gpu0'", "modules.m.device", '"cuda:N"', ""),
         ("auth = 'no'", "modules.m.auth", "expected true or false", ""),
         ("max_session_seconds = 0", "modules.m.max_session_seconds", "greater than 0", ""),
-        ("quantize = 'int4'", "modules.m.quantize", 'expected one of "int8"', ""),
+        ("quantize = 'int3'", "modules.m.quantize", 'expected one of "int8"', ""),
     ],
 )
 def test_2_a_wrong_line_is_named_with_what_was_meant(
