@@ -1,0 +1,6 @@
+"""What holds for every test: no deadline in milliseconds, since machines that run tests are shared."""
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("shared machines", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared machines")
