@@ -26,8 +26,8 @@ HEAD = """\
 
 Every command with its options, then every table of the configuration with its keys, as the program itself has them
 (`python docs/generate.py` writes this page; a test holds it to the program). What they are for is told in
-[configuration.md](configuration.md), [operations.md](operations.md) and the pages by task. A running server describes its
-HTTP routes at `/api/openapi.json`.
+[configuration.md](configuration.md), [operations.md](operations.md) and the pages by task. A running server describes
+its HTTP routes at `/api/openapi.json`.
 """
 
 
