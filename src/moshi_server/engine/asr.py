@@ -255,6 +255,7 @@ class SttRunner:
         self._model = model
         self._slots = slots
         self._device = device
+        model.prepare()
         self._state = model.init_state(slots, device=device)
         pin = device.type == "cuda"
         self._pcm = torch.zeros(slots, FRAME_SIZE, pin_memory=pin)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from moshi_server.model.lm import LmModel
 from moshi_server.model.mimi import Mimi
 from moshi_server.model.sampling import sample
+from moshi_server.model.small_lm import SmallLm, suits
 from moshi_server.model.streaming import State, branch, leaf
 
 
@@ -29,6 +30,14 @@ class SttModel(nn.Module):
         self.lm = lm
         self.temperature = temperature
         self.register_buffer("condition", condition, persistent=False)
+        self._small: SmallLm | None = None
+
+    def prepare(self) -> None:
+        """Once nothing of the language model changes any more: let one that is small and on a CPU step faster.
+
+        States made before are not valid any more.
+        """
+        self._small = SmallLm(self.lm, self.get_buffer("condition")) if suits(self.lm) else None
 
     @property
     def frame_size(self) -> int:
@@ -46,9 +55,14 @@ class SttModel(nn.Module):
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.int64, device=device)
 
+        if self._small is None:
+            lm = self.lm.init_state(slots, device=device, dtype=torch.int8 if eight_bit_kv else None)
+        else:
+            assert not eight_bit_kv, "a small model on a CPU holds its keys and values as they are"
+            lm = self._small.init_state(slots)
         return {
             "mimi": self.mimi.init_encoder_state(slots, device=device),
-            "lm": self.lm.init_state(slots, device=device, dtype=torch.int8 if eight_bit_kv else None),
+            "lm": lm,
             "text": zeros(slots),
             "codes": zeros(slots, self.lm.spec.audio_codebooks),
             "steps": zeros(slots),
@@ -73,6 +87,8 @@ class SttModel(nn.Module):
     @torch.inference_mode()
     def step_codes(self, codes: Tensor, state: State, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As ``step``, from the frame's codes (B, K) int64; returns the text logits (B, V) f32 as well."""
+        if self._small is not None:
+            return self._small_step(self._small, codes, state, slots)
         spec = self.lm.spec
         steps = leaf(state, "steps").index_select(0, slots)
         first = steps == 0
@@ -84,3 +100,17 @@ class SttModel(nn.Module):
         leaf(state, "codes").index_copy_(0, slots, codes)
         leaf(state, "steps").index_copy_(0, slots, steps + 1)
         return tokens, self.lm.extra_heads(hidden), logits
+
+    def _small_step(self, lm: SmallLm, codes: Tensor, state: State, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        texts, heard, steps = leaf(state, "text"), leaf(state, "codes"), leaf(state, "steps")
+        count = steps.index_select(0, slots)
+        text, audio = texts.index_select(0, slots), heard.index_select(0, slots)
+        logits, heads = lm.step(text, audio, count == 0, branch(state, "lm"), slots)
+        if self.temperature > 0:
+            tokens = sample(logits, self.temperature, leaf(state, "seed").index_select(0, slots), count)
+        else:
+            tokens = logits.argmax(-1)
+        texts.index_copy_(0, slots, tokens)
+        heard.index_copy_(0, slots, codes)
+        steps.index_copy_(0, slots, count + 1)
+        return tokens, heads, logits
