@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from soak_clients import HEARING, Ledger, Visitor
-from soak_server import KEY, Sample, Server
+from soaking.polite import POLITE
+from soaking.rude import RUDE
+from soaking.server import KEY, Sample, Server
+from soaking.visitor import HEARING, Ledger, Visitor
 
 MAX_GROWTH = 0.05
 FAMILIES = {
@@ -87,7 +89,7 @@ async def visit(server: Server, ledger: Ledger, options: argparse.Namespace) -> 
         return time.monotonic() >= end
 
     visitors = [
-        Visitor(server.address, KEY, ledger, random.Random(f"{options.seed} {number}"))
+        Visitor(server.address, KEY, ledger, random.Random(f"{options.seed} {number}"), POLITE, RUDE)
         for number in range(options.users)
     ]
     users = asyncio.gather(*(visitor.come_and_go(over) for visitor in visitors))

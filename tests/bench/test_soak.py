@@ -13,8 +13,8 @@ from moshi_server.metrics import Metrics
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from soak import audit, growth
-from soak_clients import Ledger
-from soak_server import Sample, write_config
+from soaking.server import Sample, write_config
+from soaking.visitor import Ledger
 
 
 def counted() -> tuple[Ledger, Metrics]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # the tests' small checkpoints
 
 from tests.dialogue_checkpoint import dialogue_toml, write_dialogue  # noqa: E402
