@@ -89,7 +89,7 @@ def test_each_command_exists(block: Block, line: str) -> None:
             case "pip":
                 extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
                 assert set(re.findall(r"moshi-server\[(\w+)\]", line)) <= set(extras)
-            case "python":
+            case "python" | "cp":
                 assert (ROOT / words[0]).is_file()
             case ".":
                 assert words[0] in (".venv/bin/activate", "/etc/moshi-server/env")
