@@ -68,7 +68,10 @@ def bench(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw a picture (PNG) into this file.")] = None,
 ) -> None:
-    """Let virtual users speak to a server in real time, and say how it held. Exit status 1 if nothing held."""
+    """Let virtual users speak to a server in real time, and say how it held. Exit status 1 if nothing held.
+
+    For example: moshi-server bench --search; or: moshi-server bench --url ws://HOST:8080 --api-key KEY --streams 64
+    """
     if url is not None and config is not None:
         raise typer.BadParameter("--config is for a worker that is started here: leave it out, or --url")
     if tts and url is None and config is None:

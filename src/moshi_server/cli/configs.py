@@ -49,7 +49,10 @@ def locate(file: Path) -> Path:
 def configs(
     name: Annotated[str | None, typer.Argument(help="Print this one.", show_default=False)] = None,
 ) -> None:
-    """List the shipped configurations, or print one."""
+    """List the shipped configurations, or print one.
+
+    For example: moshi-server configs demo > my.toml
+    """
     if name is not None:
         typer.echo(find(name).read_text(encoding="utf-8"), nl=False)
         return

@@ -41,7 +41,10 @@ def convert(
     ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite OUT.")] = False,
 ) -> None:
-    """Write a checkpoint in another number type, or quantized, in little memory; its names and metadata stay."""
+    """Write a checkpoint in another number type, or quantized, in little memory; its names and metadata stay.
+
+    For example: moshi-server convert model.safetensors model-f16.safetensors --dtype f16
+    """
     from .environment import load_dotenv
 
     if (dtype is None) == (quantize is None):

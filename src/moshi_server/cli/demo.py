@@ -30,7 +30,10 @@ def demo(
         typer.Argument(metavar="[FILE...]", help="Recordings; those that come with the package by default."),
     ] = None,
 ) -> None:
-    """Show that it works: embedded model, real server, real protocol, words with their times."""
+    """Show that it works: embedded model, real server, real protocol, words with their times.
+
+    For example: moshi-server demo; or: moshi-server demo my-recording.wav
+    """
     from ..audio import read_audio
     from ..client import transcribe
 

@@ -43,7 +43,10 @@ def plan(
         bool, typer.Option("--table", help="Print a Markdown table over well-known cards; fetches nothing.")
     ] = False,
 ) -> None:
-    """Show how many streams fit a GPU, term by term. Loads no weights and needs no GPU."""
+    """Show how many streams fit a GPU, term by term. Loads no weights and needs no GPU.
+
+    For example: moshi-server plan --config config-stt-en_fr-hf --gpu "RTX 2070"
+    """
     from ..config import load_config
     from ..errors import ConfigError
     from .configs import locate

@@ -49,7 +49,10 @@ def say(
     ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use no GPU (with --config).")] = False,
 ) -> None:
-    """Say a text: to the speakers or into a file, beginning before it is complete."""
+    """Say a text: to the speakers or into a file, beginning before it is complete.
+
+    For example: moshi-server say "Good morning." -o morning.wav --url ws://HOST:8080 --api-key KEY
+    """
     from .sinks import STDOUT, SUFFIXES
 
     if text and file is not None:

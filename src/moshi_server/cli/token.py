@@ -27,7 +27,10 @@ def token(
     ] = "http://127.0.0.1:8080/api/asr-streaming",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the token only.")] = False,
 ) -> None:
-    """Mint a token for development, signed with BETTER_AUTH_SECRET, and show how to use it."""
+    """Mint a token for development, signed with BETTER_AUTH_SECRET, and show how to use it.
+
+    For example: moshi-server token --user ada --hours 2
+    """
     from .environment import load_dotenv
 
     load_dotenv()

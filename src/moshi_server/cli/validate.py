@@ -39,6 +39,7 @@ def validate(
     """Check configuration files: keys, types, variables and local paths. Downloads nothing.
 
     Of a file that is right, each value in use is shown with where it comes from: file, .env, environment or default.
+    For example: moshi-server validate my.toml
     """
     from ..config import check_config
     from . import error_line

@@ -42,7 +42,10 @@ def worker(
     log_max_files: Annotated[int, typer.Option("--log-max-files", min=0, help="How many old log files to keep.")] = 10,
     log_json: Annotated[bool, typer.Option("--log-json", help="Write log lines as JSON objects.")] = False,
 ) -> None:
-    """Load the models of a configuration, warm them up, and serve them."""
+    """Load the models of a configuration, warm them up, and serve them.
+
+    For example: moshi-server worker --config demo; or: moshi-server worker --config my.toml --port 9000 --cpu
+    """
     from ..config import load_config
     from ..errors import MoshiServerError
     from ..log import setup_logging
