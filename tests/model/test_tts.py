@@ -20,7 +20,7 @@ from moshi_server.model.streaming import State, leaf, leaves
 from moshi_server.model.synthetic import write_lm
 from moshi_server.model.synthetic_mimi import write_mimi
 from moshi_server.model.tts import Sampling, TtsModel, TtsSpec
-from moshi_server.model.weights import load_lm
+from moshi_server.model.weights import load_lm, save_lm
 from moshi_server.model.weights_mimi import load_mimi
 from moshi_server.speech.text import Pause, Word
 from moshi_server.speech.tts import DelayedWords, Padding
@@ -64,6 +64,16 @@ def build(name: str, folder: Path, mimi: Mimi, naming: str = "pytorch", **change
 @pytest.fixture(scope="module", params=list(tts_spec.MODELS))
 def named(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, mimi: Mimi) -> Any:
     return request.param, *build(request.param, tmp_path_factory.mktemp("lm"), mimi)
+
+
+def test_weights_laid_out_at_load_are_written_as_they_were_read(tmp_path: Path, mimi: Mimi) -> None:
+    model, package = build("guided", tmp_path, mimi)
+    weight = model.lm.transformer.layers[0].self_attn.out_proj.weight
+    assert weight.t().is_contiguous()
+    assert not weight.is_contiguous()
+    save_lm(model.lm, tmp_path / "again.safetensors", naming="pytorch")
+    again = load_lm(tmp_path / "again.safetensors", package.lm, dtype=torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(model.lm.parameters(), again.parameters(), strict=True))
 
 
 def word(tokens: Sequence[int]) -> Word | Pause:
