@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import socket
 import time
@@ -197,6 +198,15 @@ async def test_a_client_that_vanishes_frees_the_slot() -> None:
         client.transport.abort()
         await until(lambda: server.engines[0].slots_used == 0, 2)
         assert await server.metric('ws_close_total{code="1006",reason="connection_lost"}') == 1
+
+
+async def test_what_ended_streams_leave_in_cycles_is_soon_collected() -> None:
+    ballast = [[] for _ in range(1_000_000)]  # as much as a worker has loaded
+    async with serve(FakeRunner(1)):
+        before = gc.get_stats()[2]["collections"]
+        garbage = [[] for _ in range(150_000)]
+        assert gc.get_stats()[2]["collections"] > before
+    assert len(ballast) > len(garbage)
 
 
 async def test_a_close_frame_without_a_code_is_no_lost_connection() -> None:

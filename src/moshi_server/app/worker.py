@@ -136,6 +136,10 @@ class Worker:
         # What is loaded by now stays: a full collection would walk all of it, and hold every stream up meanwhile.
         gc.collect()
         gc.freeze()
+        # Ended streams leave cycles, with buffers in them. A full collection waits for a quarter as many objects as the
+        # last one saw (hence once more, with nothing left to walk), and by default for a hundred small ones.
+        gc.collect()
+        gc.set_threshold(700, 5, 1)
         host = self.listener.getsockname()[0]
         logger.info("listening on http://%s:%d", host, port)
         if self.on_ready is not None:
