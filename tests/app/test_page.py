@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,6 +94,7 @@ def test_the_microphone_gives_the_right_words(page: Any) -> None:
     first = page.locator("#transcript .word").first.get_attribute("title")
     assert " to " in first
     assert float(first.split(" to ")[0]) > 0.5
+    assert re.fullmatch(r"0:0\d\.\d", page.locator("#transcript time").first.inner_text())
 
 
 @pytest.mark.parametrize("name", [path.name for path in samples()])

@@ -23,6 +23,9 @@ export function hearView(module, notice) {
     words.push(word);
     if (!paragraph) {
       paragraph = document.createElement("p");
+      const stamp = document.createElement("time");
+      stamp.textContent = `${Math.floor(start / 60)}:${(start % 60).toFixed(1).padStart(4, "0")}`;
+      paragraph.append(stamp, " ");
       element("transcript").append(paragraph);
     }
     const span = document.createElement("span");
