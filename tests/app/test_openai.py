@@ -171,3 +171,12 @@ async def test_many_at_once_each_get_their_own(server: Server) -> None:
             )
         )
     assert [text.text for text in texts] == [f"<{100 + n}>" for n in range(8)]
+
+
+async def test_a_refusal_is_logged_and_counted_as_everywhere(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    async with client(server, "wrong") as api:
+        with pytest.raises(openai.AuthenticationError):
+            await api.audio.transcriptions.create(file=("a.wav", SPOKEN), model="asr0")
+    refused = [record for record in caplog.records if record.getMessage().startswith("refused: ")]
+    assert [record.fields["code"] for record in refused] == ["invalid_key"]  # type: ignore[attr-defined]
+    assert await server.metric('auth_error_total{error_type="invalid_key"}') == 1

@@ -178,6 +178,16 @@ async def test_keys_come_in_the_header_or_as_browsers_send_them(server: Server) 
         assert json.loads(refused.value.response.body)["error"]["message"]
 
 
+async def test_the_log_says_who_speaks(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        async with by_hand(server) as socket:
+            await received(socket, "session.created")
+    opened = [record for record in caplog.records if record.getMessage() == "stream opened"]
+    assert [record.fields for record in opened] == [  # type: ignore[attr-defined]
+        {"caller": "public...ests", "by": "api_key"}
+    ]
+
+
 async def test_a_binary_message_ends_the_session_with_the_reason(server: Server) -> None:
     async with by_hand(server) as socket:
         await received(socket, "session.created")

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
 from fastapi import FastAPI
-from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.websockets import WebSocket
 
 from .. import __version__
-from ..auth import OPEN, Caller, refusal
+from ..auth import Caller, refusal
 from ..config import Module
 from ..engine.hooks import EngineHooks
 from ..errors import AuthError, InvalidMessageError
 from ..metrics import ModuleMetrics
+from .access import check_caller
 from .describe import BINARY, WAV, add_credentials, add_described, add_other_methods, add_upgrade, json_body
 from .dialogue import DialoguePump
 from .module import ClientLimits, RoomsSpec, ServedModule
@@ -235,20 +234,7 @@ async def _upgrade_required(_: Request) -> Response:
 
 def _check(connection: HTTPConnection, module: ServedModule, state: ServerState) -> Caller | Response:
     """Who is calling, or the 401 to answer with."""
-    if not module.auth:
-        return OPEN
     try:
-        return state.auth.check(_items(connection.headers), connection.query_params, time.time())
+        return check_caller(connection, module, state)
     except AuthError as error:
-        state.metrics.auth_errors.inc(error.code)
-        fields = {"code": error.code, "module": module.name, "client": _client(connection)}
-        logger.warning("refused: %s", error.message, extra={"fields": fields})
         return JSONResponse(refusal(error), 401, {"WWW-Authenticate": "Bearer"})
-
-
-def _items(headers: Headers) -> Sequence[tuple[str, str]]:
-    return headers.items()
-
-
-def _client(connection: HTTPConnection) -> str:
-    return connection.headers.get("x-real-ip") or (connection.client.host if connection.client else "")

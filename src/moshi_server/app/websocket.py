@@ -186,12 +186,12 @@ class Pump:
             if words := sum(isinstance(event, Word) for event in events):
                 self._module.metrics.spoke(words)
             for event in events:
-                await self._tell(event, session)
+                await self._tell(event)
             self._writing = False
         for data in self._last_messages():
             await self._put(data)
 
-    async def _tell(self, event: Any, session: Channel) -> None:
+    async def _tell(self, event: Any) -> None:
         for data in self._messages(event):
             await self._put(data)
 

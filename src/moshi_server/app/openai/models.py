@@ -9,8 +9,9 @@ from typing import Any, Final
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 
-from ...auth import KEY_HEADER, looks_like_token
+from ...auth import KEY_HEADER, Caller, looks_like_token
 from ...errors import AuthError
+from ..access import check_caller
 from ..module import ServedModule
 from ..routes import ServerState
 from .errors import ApiError, api_error
@@ -56,8 +57,8 @@ class Models:
             code="model_not_found",
         )  # fmt: skip
 
-    def check(self, connection: HTTPConnection, module: ServedModule, key: str = "") -> None:
-        """Refuse a caller whose credentials the module does not accept; a bearer may be an API key.
+    def check(self, connection: HTTPConnection, module: ServedModule, key: str = "") -> Caller:
+        """Who is calling; a bearer may be an API key.
 
         Args:
             key: an API key that came another way.
@@ -65,14 +66,11 @@ class Models:
         Raises:
             ApiError: 401.
         """
-        if not module.auth:
-            return
         headers = [(KEY_HEADER, key)] if key else []
         headers += [self._as_ours(name, value) for name, value in connection.headers.items()]
         try:
-            self._state.auth.check(headers, connection.query_params, time.time())
+            return check_caller(connection, module, self._state, headers)
         except AuthError as error:
-            self._state.metrics.auth_errors.inc(error.code)
             raise api_error(error) from error
 
     async def list(self, _: Request) -> Response:

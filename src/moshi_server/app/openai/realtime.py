@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from starlette.websockets import WebSocket
 
-from ...auth import OPEN
+from ...auth import Caller
 from ...errors import InvalidMessageError
 from ...metrics import Metrics
 from ...protocol.openai_realtime import RealtimeTranscription
@@ -61,7 +61,7 @@ class RealtimePump(Pump):
             await self._put(answer)
         return True
 
-    async def _tell(self, event: Any, channel: Channel) -> None:
+    async def _tell(self, event: Any) -> None:
         for message in self._session.give(event):
             await self._put(message)
 
@@ -71,25 +71,24 @@ def realtime(state: ServerState, models: Models) -> Callable[[WebSocket], Awaita
 
     async def stream(websocket: WebSocket) -> None:
         try:
-            module = _module(websocket, models)
+            module, caller = _admitted(websocket, models)
         except ApiError as error:
             await websocket.send_denial_response(error.response())
             return
         beta = "realtime=v1" in websocket.headers.get("openai-beta", "")
         session = RealtimeTranscription(module.name, lambda name: _means(models, name, module), beta=beta)
-        await RealtimePump(websocket, module, session, state.metrics).run(OPEN)
+        await RealtimePump(websocket, module, session, state.metrics).run(caller)
 
     return stream
 
 
-def _module(websocket: WebSocket, models: Models) -> ServedModule:
+def _admitted(websocket: WebSocket, models: Models) -> tuple[ServedModule, Caller]:
     if websocket.query_params.get("intent") != "transcription":
         raise ApiError(400, "only sessions with ?intent=transcription are served", param="intent")
     module = models.find(websocket.query_params.get("model", ""), HEARING)
     offered = websocket.scope.get("subprotocols", ())
     key = next((name.removeprefix(_KEY_SUBPROTOCOL) for name in offered if name.startswith(_KEY_SUBPROTOCOL)), "")
-    models.check(websocket, module, key)
-    return module
+    return module, models.check(websocket, module, key)
 
 
 def _means(models: Models, name: str, module: ServedModule) -> bool:
