@@ -271,6 +271,13 @@ async def first_of(*coroutines: Coroutine[Any, Any, None]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    for task in tasks:
-        if task in done:
-            task.result()
+    try:
+        for task in tasks:
+            if task in done:
+                task.result()
+    finally:
+        # What is raised holds this frame, and a task holds what it raised: without this they would keep each other,
+        # and all that the coroutines held, until the garbage collector comes.
+        tasks.clear()
+        done.clear()
+        del task
