@@ -32,7 +32,8 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "src")]
 
-from moshi_server.engine.asr import SILENCE, AsrOutput, AsrStream, SttRunner  # noqa: E402
+from moshi_server.engine.asr import AsrOutput, AsrStream, SttRunner  # noqa: E402
+from moshi_server.engine.frames import SILENCE  # noqa: E402
 from moshi_server.engine.hooks import EngineHooks  # noqa: E402
 from moshi_server.engine.rooms import DecodeRunner  # noqa: E402
 from moshi_server.engine.runner import Runner  # noqa: E402

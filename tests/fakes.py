@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from moshi_server.engine.asr import AsrOutput, Frame
+from moshi_server.engine.asr import AsrOutput
+from moshi_server.engine.frames import Frame
 
 PAUSE = (0.9, 0.9, 0.9, 0.9)
 

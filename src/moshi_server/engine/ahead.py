@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .asr import SILENCE, AsrOutput, AsrStream, Frame, SttRunner
+from .asr import AsrOutput, AsrStream, SttRunner
+from .frames import SILENCE, Frame
 
 if TYPE_CHECKING:
     import torch

@@ -16,15 +16,13 @@ from ..events import Audio, Flush, Init, Marker, Ready, Step, Word
 from ..speech.asr import StreamClock, WordAssembler
 from ..speech.turns import TurnDetector, TurnSettings
 from ..speech.watchdog import Watchdog
+from .frames import SILENCE, Frame, FrameQueue
 
 if TYPE_CHECKING:
     import torch
 
     from ..model.stt import SttModel
 
-Frame = NDArray[np.float32]
-
-SILENCE: Frame = np.zeros(FRAME_SIZE, np.float32)
 GRACE_SECONDS = 0.25
 """How long no audio must have come before silence is fed in to reach a marker."""
 MAX_HELD_STEPS = 12
@@ -70,14 +68,11 @@ class AsrStream:
         self._decode = decode
         self._watchdog_seconds = watchdog_seconds
         self._turn_settings = turns or TurnSettings()
-        self._consumed = 0
+        self._queue = FrameQueue()
         self._begin()
 
     def _begin(self) -> None:
         self.needs_reset = True
-        self._chunks: deque[Frame] = deque()
-        self._offset = 0
-        self._buffered = 0
         self._last_arrival = 0.0
         self._steps = 0
         self._audio_frames = 0
@@ -95,7 +90,7 @@ class AsrStream:
     @property
     def consumed(self) -> int:
         """Client samples that were stepped, or dropped by an `Init`."""
-        return self._consumed
+        return self._queue.consumed
 
     def put(self, event: Any, now: float) -> list[Any]:
         """Take one client event.
@@ -106,19 +101,18 @@ class AsrStream:
         match event:
             case Audio(pcm=pcm):
                 if len(pcm):
-                    self._chunks.append(pcm)
-                    self._buffered += len(pcm)
+                    self._queue.push(pcm)
                     self._last_arrival = now
             case Marker() | Flush():
                 if len(self._dues) >= MAX_MARKERS:
                     raise InvalidMessageError(f"more than {MAX_MARKERS} markers are waiting: send audio between them")
-                queued = -(-self._buffered // FRAME_SIZE)
+                queued = -(-self._queue.waiting // FRAME_SIZE)
                 drain = isinstance(event, Flush)
                 self._dues.append(_Due(self._steps + queued + self._delay, event, drain))
                 self._drains += drain
                 self._last_arrival = now
             case Init():
-                self._consumed += self._buffered
+                self._queue.clear()
                 self._begin()
                 return [Ready()]
             case _:
@@ -127,8 +121,9 @@ class AsrStream:
 
     def take(self, now: float) -> Any | None:
         """The next `Frame`, of shape (1920,), completed with silence when only that answers what a client waits for."""
-        if self._buffered >= FRAME_SIZE:
-            frame = self._next_frame()
+        frame = self._queue.take()
+        if frame is not None:
+            self._took(FRAME_SIZE)
         elif self._dues and (self._drains or now - self._last_arrival >= GRACE_SECONDS):
             frame = self._padded_frame()
         else:
@@ -139,18 +134,7 @@ class AsrStream:
 
     def following(self, limit: int) -> Frame | None:
         """The whole frames that are queued behind those taken, at most ``limit``: (n, 1920), or None; takes none."""
-        count = min(limit, self._buffered // FRAME_SIZE)
-        if count <= 0:
-            return None
-        samples = np.empty(count * FRAME_SIZE, np.float32)
-        done, offset = 0, self._offset
-        for chunk in self._chunks:
-            part = chunk[offset : offset + len(samples) - done]
-            samples[done : done + len(part)] = part
-            done, offset = done + len(part), 0
-            if done == len(samples):
-                break
-        return samples.reshape(count, FRAME_SIZE)
+        return self._queue.peek(limit)
 
     def deadline(self) -> float | None:
         """When a waiting marker begins to be answered with silence."""
@@ -163,7 +147,7 @@ class AsrStream:
         if self._frame_has_audio:
             self._audio_frames += 1
             if output.prs:
-                events.append(Step(self._audio_frames, output.prs, self._buffered))
+                events.append(Step(self._audio_frames, output.prs, self._queue.waiting))
         words = self._words.step(output.token)
         events += words
         for word in words:
@@ -200,48 +184,14 @@ class AsrStream:
             due.step = max(due.step, self._steps + self._delay)
         return list(words)
 
-    def _next_frame(self) -> Frame:
-        first = self._chunks[0]
-        end = self._offset + FRAME_SIZE
-        if end <= len(first):
-            frame = first[self._offset : end]
-            self._offset = end
-            if end == len(first):
-                self._chunks.popleft()
-                self._offset = 0
-        else:
-            frame = np.empty(FRAME_SIZE, np.float32)
-            self._fill(frame, FRAME_SIZE)
-        self._took(FRAME_SIZE)
-        return frame
-
     def _padded_frame(self) -> Frame:
-        got = self._buffered
+        got = self._queue.waiting
         self._clock.insert(self._steps * FRAME_SIZE + got, FRAME_SIZE - got)
-        if not got:
-            self._took(0)
-            return SILENCE
-        frame = np.zeros(FRAME_SIZE, np.float32)
-        self._fill(frame, got)
         self._took(got)
-        return frame
-
-    def _fill(self, frame: Frame, count: int) -> None:
-        done = 0
-        while done < count:
-            chunk = self._chunks[0]
-            part = chunk[self._offset : self._offset + count - done]
-            frame[done : done + len(part)] = part
-            done += len(part)
-            self._offset += len(part)
-            if self._offset == len(chunk):
-                self._chunks.popleft()
-                self._offset = 0
+        return self._queue.take_padded()
 
     def _took(self, samples: int) -> None:
         self._frame_has_audio = samples > 0
-        self._buffered -= samples
-        self._consumed += samples
         self._heard += samples
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..audio import FRAME_SIZE
-from .asr import SILENCE, AsrOutput, SttRunner
+from .asr import AsrOutput, SttRunner
+from .frames import SILENCE
 
 logger = logging.getLogger(__name__)
 

@@ -50,13 +50,32 @@ class FrameQueue:
             return SILENCE
         return self._take(min(self.waiting, FRAME_SIZE))
 
+    def peek(self, limit: int) -> Frame | None:
+        """The whole frames that wait, at most ``limit``: (n, 1920), or None; they go on waiting."""
+        count = min(limit, self.waiting // FRAME_SIZE)
+        if count <= 0:
+            return None
+        samples = np.empty(count * FRAME_SIZE, np.float32)
+        done, offset = 0, self._offset
+        for chunk in self._chunks:
+            part = chunk[offset : offset + len(samples) - done]
+            samples[done : done + len(part)] = part
+            done, offset = done + len(part), 0
+            if done == len(samples):
+                break
+        return samples.reshape(count, FRAME_SIZE)
+
     def _take(self, samples: int) -> Frame:
         self.waiting -= samples
         self.consumed += samples
         first = self._chunks[0]
-        if samples == FRAME_SIZE and self._offset + samples < len(first):  # the usual case copies nothing
-            frame = first[self._offset : self._offset + samples]
-            self._offset += samples
+        end = self._offset + samples
+        if samples == FRAME_SIZE and end <= len(first):  # the usual case copies nothing
+            frame = first[self._offset : end]
+            self._offset = end
+            if end == len(first):
+                self._chunks.popleft()
+                self._offset = 0
             return frame
         frame = np.zeros(FRAME_SIZE, np.float32)
         done = 0

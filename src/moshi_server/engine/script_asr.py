@@ -14,7 +14,8 @@ import numpy as np
 from ..audio import FRAME_SIZE
 from ..events import Init, Marker
 from ..speech.tokenizer import PADDING
-from .asr import SILENCE, AsrOutput, AsrStream, Frame
+from .asr import AsrOutput, AsrStream
+from .frames import SILENCE, Frame
 from .script import Script
 
 EXTRA_HEADS: Final = 4
@@ -48,7 +49,7 @@ class ScriptAsrStream(AsrStream):
     def put(self, event: Any, now: float) -> list[Any]:
         """As `AsrStream.put`."""
         if isinstance(event, Marker):
-            self._markers.append(max(1, -(-self._buffered // FRAME_SIZE)))
+            self._markers.append(max(1, -(-self._queue.waiting // FRAME_SIZE)))
         elif isinstance(event, Init):
             self._markers.clear()
         return super().put(event, now)
