@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from moshi_server.cli.plan import TABLE_CARDS, TABLE_CONFIGS, card_table
 from moshi_server.config import load_config
-from moshi_server.engine.build import lm_spec
+from moshi_server.engine.specs import lm_spec
 from moshi_server.model.synthetic import write_lm
 
 from ..gpu.nvml import build_stub

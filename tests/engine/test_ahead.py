@@ -17,7 +17,7 @@ from moshi_server.cli.configs import locate
 from moshi_server.config import BatchedAsrConfig, load_config
 from moshi_server.engine.ahead import AHEAD_FRAMES, AheadRunner, AheadStream, suits
 from moshi_server.engine.asr import AsrOutput, SttRunner
-from moshi_server.engine.build import lm_spec
+from moshi_server.engine.specs import lm_spec
 from moshi_server.events import Audio, Init
 from moshi_server.model.mimi import MimiSpec
 from moshi_server.model.stt import SttModel

@@ -13,7 +13,8 @@ import sentencepiece
 import torch
 
 from moshi_server.config import Config, load_config
-from moshi_server.engine.build import BuiltModule, build_engines, fitting_runner, make_plans, share_devices, text_delay
+from moshi_server.engine.build import BuiltModule, build_engines, make_plans, share_devices, text_delay
+from moshi_server.engine.devices import fitting_runner
 from moshi_server.engine.hooks import EngineHooks
 from moshi_server.engine.worker import Engine
 from moshi_server.errors import (

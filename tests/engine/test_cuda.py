@@ -14,8 +14,8 @@ from moshi_server.audio import read_audio
 from moshi_server.config import load_config
 from moshi_server.config.modules import BatchedAsrConfig
 from moshi_server.engine.asr import AsrOutput, SttRunner
-from moshi_server.engine.build import lm_spec as lm_spec_of
 from moshi_server.engine.cuda import CudaSttRunner
+from moshi_server.engine.specs import lm_spec as lm_spec_of
 from moshi_server.hub import resolve
 from moshi_server.model import mimi
 from moshi_server.model.mimi import MimiSpec

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from moshi_server.config import LmConfig, LutConditionerConfig, load_config
-from moshi_server.engine.build import lm_spec
 from moshi_server.engine.sizing import lm_shape, module_request
+from moshi_server.engine.specs import lm_spec
 from moshi_server.errors import CheckpointError
 from moshi_server.gpu import (
     CODEC_ROWS,

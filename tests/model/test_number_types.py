@@ -14,7 +14,7 @@ from torch import Tensor
 from moshi_server.audio import read_audio
 from moshi_server.config import load_config
 from moshi_server.config.modules import BatchedAsrConfig
-from moshi_server.engine.build import lm_spec
+from moshi_server.engine.specs import lm_spec
 from moshi_server.hub import resolve
 from moshi_server.model.lm import LmModel, LmSpec
 from moshi_server.model.ring_attention import Ring

@@ -8,27 +8,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING
 
 from ..config import (
     AsrConfig,
     BatchedAsrConfig,
     Config,
-    ContinuousConditionerConfig,
-    DepformerConfig,
     LmConfig,
-    LmModelConfig,
-    LutConditionerConfig,
     MimiConfig,
     Module,
     PocketTtsConfig,
     PyBatchedAsrConfig,
     PyConfig,
     PyPostConfig,
-    TransformerConfig,
     TtsConfig,
 )
-from ..config.model import CrossAttention
 from ..errors import ConfigError, MoshiServerError, NotServedError
 from ..gpu import LINEAR_BYTES, DType, DTypeChoice, Header, Plan, Quantize, read_header
 from ..hub import resolve
@@ -44,15 +38,15 @@ from .build_script import script_asr, script_post, script_tts
 from .build_tts import Speech, py_files, py_speech, tts_lm_spec, tts_speech
 from .cpu import choose_threads, keep_freed_memory
 from .cuda import CudaSttRunner
-from .devices import cuda_gpus
+from .devices import choose_device, cuda_gpus, fitting_runner, number_type
 from .dialogue import DialogueRunner
 from .hooks import EngineHooks
 from .post import LatentRunner, PostStream
 from .rooms import DecodeRunner
-from .runner import Runner
 from .schedule import seats
 from .sizing import plan_config
 from .sizing_tts import config_uri, package_files
+from .specs import lm_spec
 from .token_log import PeriodicLog, RecordingRunner, SessionLog
 from .tts import TtsRunner
 from .worker import Engine, EngineLimits
@@ -60,16 +54,10 @@ from .worker import Engine, EngineLimits
 if TYPE_CHECKING:
     import torch
 
-    from ..model.conditioning import ConditionerSpec
-    from ..model.cross_attention import CrossSpec
-    from ..model.depformer import DepformerSpec
     from ..model.lm import LmModel, LmSpec
     from ..model.mimi import Mimi
-    from ..model.transformer import TransformerSpec
 
 logger = logging.getLogger(__name__)
-
-R = TypeVar("R", bound=Runner)
 
 SERVED = ("Asr", "BatchedAsr", "Lm", "Mimi", "PocketTts", "Py", "PyBatchedAsr", "PyPost", "Tts")
 CHECKPOINTS = ("lm_model_file", "audio_tokenizer_file", "speaker_tokenizer_file")
@@ -156,7 +144,7 @@ def build_engines(
 
 
 def share_devices(built: Sequence[BuiltModule], device: str | None) -> None:
-    """Have modules on the same GPU take turns. On a CPU the system interrupts long steps, which serves all better.
+    """Have modules on the same GPU take turns. On a CPU the system's scheduler interrupts long steps by itself.
 
     `PyPost` has no frames that could come late, and `PocketTts` has threads of its own: they have no part in it.
     """
@@ -430,46 +418,6 @@ def text_delay(module: AsrConfig | BatchedAsrConfig) -> int:
     return module.asr_delay_in_tokens
 
 
-def choose_device(name: str | None) -> torch.device:
-    """The named device, else the first GPU, else the CPU.
-
-    Raises:
-        ConfigError: a GPU is named that is not here.
-    """
-    import torch
-
-    device = torch.device(name or ("cuda:0" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if (device.index or 0) >= count:
-            raise ConfigError(
-                f"{name} is not here: {count} GPUs are visible", key="device", hint="use --cpu, or check nvidia-smi"
-            )
-        device = torch.device("cuda", device.index or 0)
-        # TF32 keeps ten bits: enough to turn the codec's codes.
-        torch.backends.cudnn.allow_tf32 = False
-    return device
-
-
-def fitting_runner(make: Callable[[int], R], name: str, slots: int, plan: Plan) -> R:
-    """A runner with ``slots`` slots, or with half of them, and so on, if the memory cannot really be taken.
-
-    Raises:
-        MemoryPlanError: there is no room for one.
-    """
-    import torch
-
-    while True:
-        try:
-            return make(slots)
-        except torch.OutOfMemoryError:
-            fewer = plan.halve(name, slots)
-        logger.warning("module %s: out of memory with %d slots, trying %d", name, slots, fewer)
-        slots = fewer
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # after the handler: the error's traceback holds what it took
-
-
 def quantized_file(path: Path, kind: Quantize) -> Path:
     """Where a language model in 8 or 4 bits is read from: its checkpoint if it is so stored, else the cache's copy.
 
@@ -480,90 +428,3 @@ def quantized_file(path: Path, kind: Quantize) -> Path:
     if "quantize" in read_header(str(path)).metadata:
         return path
     return cached(path, kind) or path
-
-
-def number_type(name: DType) -> torch.dtype:
-    """Torch's name for a number type."""
-    import torch
-
-    return {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[name]
-
-
-def lm_spec(config: LmModelConfig) -> LmSpec:
-    """The model's sizes, from the configuration's words for them."""
-    from ..model.lm import LmSpec
-
-    heads = config.extra_heads
-    return LmSpec(
-        text_in_vocab_size=config.text_in_vocab_size,
-        text_out_vocab_size=config.text_out_vocab_size,
-        audio_vocab_size=config.audio_vocab_size,
-        audio_codebooks=config.audio_codebooks,
-        transformer=transformer_spec(config.transformer),
-        extra_heads_num=heads.num_heads if heads else 0,
-        extra_heads_dim=heads.dim if heads else 0,
-        conditioners={name: conditioner_spec(entry) for name, entry in (config.conditioners or {}).items()},
-        depformer=depformer_spec(config.depformer) if config.depformer else None,
-    )
-
-
-def depformer_spec(config: DepformerConfig) -> DepformerSpec:
-    """The depth transformer's sizes."""
-    from ..model.depformer import DepformerSpec
-
-    return DepformerSpec(config.num_slices, transformer_spec(config.transformer), low_rank=config.low_rank_embeddings)
-
-
-def conditioner_spec(config: LutConditionerConfig | ContinuousConditionerConfig) -> ConditionerSpec:
-    """One conditioner's sizes."""
-    from ..model.conditioning import ContinuousSpec, LutSpec
-
-    if isinstance(config, LutConditionerConfig):
-        return LutSpec(config.n_bins, config.dim, tuple(config.possible_values))
-    return ContinuousSpec(config.dim, config.scale_factor, config.max_period)
-
-
-def transformer_spec(config: TransformerConfig) -> TransformerSpec:
-    """The transformer's sizes.
-
-    Raises:
-        ConfigError: a variant that no published model uses and this engine does not have.
-    """
-    from ..model.transformer import TransformerSpec
-
-    if config.positional_embedding == "Sin":
-        raise ConfigError('"Sin" is not supported; published models use "Rope"', key="positional_embedding")
-    if config.gating not in (None, "silu"):
-        raise ConfigError(f'"{config.gating}" is not supported; published models use "silu"', key="gating")
-    cross = config.cross_attention
-    if config.shared_cross_attn or (cross is not None and cross[0] != "Normal"):
-        hint = 'set it to ["Normal", "LayerNorm"], or take a checkpoint that has it so'
-        raise ConfigError(
-            "only cross-attention without gates, in each layer, is supported", key="cross_attention", hint=hint
-        )
-    if not (config.causal and config.norm_first):
-        raise ConfigError("only causal = true and norm_first = true are supported", key="causal")
-    return TransformerSpec(
-        d_model=config.d_model,
-        num_heads=config.num_heads,
-        num_layers=config.num_layers,
-        dim_feedforward=config.dim_feedforward,
-        context=config.context,
-        gating="silu" if config.gating == "silu" else "none",
-        norm="rms_norm" if config.norm == "RmsNorm" else "layer_norm",
-        positional_embedding="rope" if config.positional_embedding == "Rope" else "none",
-        max_period=float(config.max_period),
-        layer_scale=config.layer_scale,
-        kv_repeat=config.kv_repeat,
-        bias_ff=config.bias_ff,
-        bias_attn=config.bias_attn,
-        cross=None if cross is None else cross_spec(cross),
-    )
-
-
-def cross_spec(config: CrossAttention) -> CrossSpec:
-    """What is attended to beside the stream; how much, a module knows that has it."""
-    from ..model.cross_attention import CrossSpec
-
-    norm: Literal["rms_norm", "layer_norm"] = "rms_norm" if config[1] == "RmsNorm" else "layer_norm"
-    return CrossSpec(1, config[2] if len(config) == 3 else None, norm)

@@ -1,11 +1,23 @@
-"""The GPUs that torch runs on, with what the driver says of each; it plans nothing."""
+"""The devices that torch runs on: what the driver says of each GPU, which one is meant, what really fits; no plans."""
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
-from ..gpu import GpuInfo, probe, say_once
+from ..errors import ConfigError
+from ..gpu import DType, GpuInfo, Plan, probe, say_once
+from .runner import Runner
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Runner)
 
 
 def cuda_gpus() -> list[GpuInfo]:
@@ -35,3 +47,50 @@ def cuda_gpus() -> list[GpuInfo]:
         unknown = GpuInfo(index, properties.name, None, None, capability, source="torch")
         gpus.append(replace(known or unknown, capability=capability))
     return gpus
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The named device, else the first GPU, else the CPU.
+
+    Raises:
+        ConfigError: a GPU is named that is not here.
+    """
+    import torch
+
+    device = torch.device(name or ("cuda:0" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise ConfigError(
+                f"{name} is not here: {count} GPUs are visible", key="device", hint="use --cpu, or check nvidia-smi"
+            )
+        device = torch.device("cuda", device.index or 0)
+        # TF32 keeps ten bits: enough to turn the codec's codes.
+        torch.backends.cudnn.allow_tf32 = False
+    return device
+
+
+def fitting_runner(make: Callable[[int], R], name: str, slots: int, plan: Plan) -> R:
+    """A runner with ``slots`` slots, or with half of them, and so on, if the memory cannot really be taken.
+
+    Raises:
+        MemoryPlanError: there is no room for one.
+    """
+    import torch
+
+    while True:
+        try:
+            return make(slots)
+        except torch.OutOfMemoryError:
+            fewer = plan.halve(name, slots)
+        logger.warning("module %s: out of memory with %d slots, trying %d", name, slots, fewer)
+        slots = fewer
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # after the handler: the error's traceback holds what it took
+
+
+def number_type(name: DType) -> torch.dtype:
+    """Torch's name for a number type."""
+    import torch
+
+    return {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[name]
