@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,6 +14,7 @@ import typer
 
 from ..errors import MoshiServerError
 from .demo import API_KEY, running_worker, samples
+from .options import ApiKey, key_for
 
 if TYPE_CHECKING:
     from ..bench.crowd import Plan
@@ -35,9 +35,7 @@ def bench(
         str | None,
         typer.Option("--url", help="A running server, this one or upstream's. Without it a worker is started here."),
     ] = None,
-    api_key: Annotated[
-        str | None, typer.Option("--api-key", help="For the server; by default the first key of MOSHI_API_KEY.")
-    ] = None,
+    api_key: ApiKey = None,
     config: Annotated[
         str | None, typer.Option("--config", help="What the worker started here serves; default demo.")
     ] = None,
@@ -97,7 +95,7 @@ def bench(
     load_dotenv()
     recordings = [] if tts else [read_audio(path) for path in audio or samples()]
     plan = Plan(streams, seconds, join, stay, jitter / 1000, stop_on_error=search)
-    key = api_key or os.environ.get("MOSHI_API_KEY", "").split(",")[0].strip() or None
+    key = key_for(api_key)
     worker = nullcontext(url) if url is not None else _own_worker(config or "demo")
     with worker as address:
         key = key or (API_KEY if url is None else None)

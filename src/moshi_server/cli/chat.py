@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import sys
 import time
@@ -13,6 +12,8 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from .options import ApiKey, key_for
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,9 +34,7 @@ def chat(
         typer.Option("--output", "-o", help="A .wav, .ogg or .opus file for what the model says. Else speakers."),
     ] = None,
     url: Annotated[str | None, typer.Option("--url", help="A running server; by default ws://127.0.0.1:8080.")] = None,
-    api_key: Annotated[
-        str | None, typer.Option("--api-key", help="For the server; by default the first key of MOSHI_API_KEY.")
-    ] = None,
+    api_key: ApiKey = None,
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", help="NAME=VALUE, such as text_temperature=0.7, seed=4, description=good; repeatable."),
@@ -61,7 +60,7 @@ def chat(
         raise typer.BadParameter(f"{wrong[0]!r} is not NAME=VALUE", param_hint="--set")
     settings = dict(each.split("=", 1) for each in setting or [])
     load_dotenv()
-    key = api_key or os.environ.get("MOSHI_API_KEY", "").split(",")[0].strip() or None
+    key = key_for(api_key)
     asyncio.run(_chat(url, key, settings, recording, output, after, device))
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import MoshiServerError
+from .options import ApiKey, CpuHere, ModelHere, ServerOrHere, key_for, only_one_place
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,20 +30,10 @@ MAX_WAITING = 375
 
 
 def mic(
-    url: Annotated[
-        str | None,
-        typer.Option("--url", help="A running server, such as ws://HOST:8080. Without it the model runs here."),
-    ] = None,
-    api_key: Annotated[
-        str | None, typer.Option("--api-key", help="For the server; by default the first key of MOSHI_API_KEY.")
-    ] = None,
-    config: Annotated[
-        str | None,
-        typer.Option(
-            "--config", help="The model to run here: a TOML file or a name that `configs` lists; default demo."
-        ),
-    ] = None,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Use no GPU (without --url).")] = False,
+    url: ServerOrHere = None,
+    api_key: ApiKey = None,
+    config: ModelHere = None,
+    cpu: CpuHere = False,
     device: Annotated[
         str | None, typer.Option("--device", "-d", help="The microphone: its number, or a part of its name.")
     ] = None,
@@ -55,29 +45,21 @@ def mic(
     """
     from .environment import load_dotenv
     from .sound import sound_library
+    from .transcribe import notice, streams_at
 
-    if url is not None and (config is not None or cpu):
-        raise typer.BadParameter("--config and --cpu are for a model in this process: leave them out, or --url")
+    only_one_place(url, config, cpu)
     sound = sound_library("to hear the microphone")
     if list_devices:
         typer.echo(_devices(sound))
         return
     load_dotenv()
     if url is not None:
-        streams = _server(url, api_key or os.environ.get("MOSHI_API_KEY", "").split(",")[0].strip() or None)
+        streams = streams_at(url, key_for(api_key), turns=True)
     else:
         from .local import streams_of
-        from .transcribe import notice
 
         streams = streams_of(config or "demo", cpu=cpu, notice=notice)
     asyncio.run(_listen(sound, device, streams))
-
-
-@asynccontextmanager
-async def _server(url: str, key: str | None) -> AsyncIterator[Callable[[], AbstractAsyncContextManager[Link]]]:
-    from ..client import AsrClient
-
-    yield lambda: AsrClient.connect(url, api_key=key, turns=True)
 
 
 async def _listen(

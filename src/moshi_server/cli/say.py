@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import MoshiServerError
+from .options import ApiKey, key_for, only_one_place
 
 if TYPE_CHECKING:
     from ..client.speaking import SpeechEvent, SpeechLink
@@ -41,9 +42,7 @@ def say(
         float | None, typer.Option("--temperature", help="Of the sampling; the server knows best.")
     ] = None,
     url: Annotated[str | None, typer.Option("--url", help="A running server; by default ws://127.0.0.1:8080.")] = None,
-    api_key: Annotated[
-        str | None, typer.Option("--api-key", help="For the server; by default the first key of MOSHI_API_KEY.")
-    ] = None,
+    api_key: ApiKey = None,
     config: Annotated[
         str | None, typer.Option("--config", help="Run this configuration's model here, instead of asking a server.")
     ] = None,
@@ -57,8 +56,7 @@ def say(
 
     if text and file is not None:
         raise typer.BadParameter("give the text or a file, not both")
-    if url is not None and (config is not None or cpu):
-        raise typer.BadParameter("--config and --cpu are for a model in this process: leave them out, or --url")
+    only_one_place(url, config, cpu)
     if output not in (None, STDOUT) and not str(output).endswith(SUFFIXES):
         raise typer.BadParameter(f"the file must end in {', '.join(SUFFIXES)}", param_hint="--output")
     from .environment import load_dotenv
@@ -68,7 +66,7 @@ def say(
     if config is not None:
         stream = _local(config, cpu, voice, seed, temperature)
     else:
-        key = api_key or os.environ.get("MOSHI_API_KEY", "").split(",")[0].strip() or None
+        key = key_for(api_key)
         stream = _server(url, key, voice, seed, temperature)
     with _progress(quiet=output == STDOUT) as tell:
         asyncio.run(_say(stream, source, output, tell))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import AudioError, MoshiServerError, SessionError
+from .options import ApiKey, CpuHere, ModelHere, ServerOrHere, key_for, only_one_place
 
 if TYPE_CHECKING:
     from ..client.exchange import Link
@@ -47,19 +47,9 @@ def transcribe(
             help="Recordings (wav, mp3, flac, ogg), or folders of them; - is the standard input.",
         ),
     ],
-    url: Annotated[
-        str | None,
-        typer.Option("--url", help="A running server, such as ws://HOST:8080. Without it the model runs here."),
-    ] = None,
-    api_key: Annotated[
-        str | None, typer.Option("--api-key", help="For the server; by default the first key of MOSHI_API_KEY.")
-    ] = None,
-    config: Annotated[
-        str | None,
-        typer.Option(
-            "--config", help="The model to run here: a TOML file or a name that `configs` lists; default demo."
-        ),
-    ] = None,
+    url: ServerOrHere = None,
+    api_key: ApiKey = None,
+    config: ModelHere = None,
     format: Annotated[
         Format, typer.Option("--format", "-f", help="json is one object a line, with the time of each word.")
     ] = Format.TEXT,
@@ -69,15 +59,14 @@ def transcribe(
     realtime: Annotated[
         bool, typer.Option("--realtime", help="Send as fast as one speaks, and show text as it comes.")
     ] = False,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Use no GPU (without --url).")] = False,
+    cpu: CpuHere = False,
 ) -> None:
     """Write down what is said in recordings. Exit status 1 if one of them failed.
 
     For example: moshi-server transcribe talk.mp3 --format srt > talk.srt; or a whole folder on a server:
     moshi-server transcribe recordings/ --output texts/ --url ws://HOST:8080 --api-key KEY
     """
-    if url is not None and (config is not None or cpu):
-        raise typer.BadParameter("--config and --cpu are for a model in this process: leave them out, or --url")
+    only_one_place(url, config, cpu)
     files = _expanded(files)
     if files.count(STDIN) > 1:
         raise typer.BadParameter("the standard input can be read once only")
@@ -87,8 +76,8 @@ def transcribe(
 
     load_dotenv()
     if url is not None:
-        key = api_key or os.environ.get("MOSHI_API_KEY", "").split(",")[0].strip() or None
-        streams = _server(url, key)
+        key = key_for(api_key)
+        streams = streams_at(url, key)
     else:
         from .local import streams_of
 
@@ -102,10 +91,13 @@ Streams = AbstractAsyncContextManager[Callable[[], AbstractAsyncContextManager["
 
 
 @asynccontextmanager
-async def _server(url: str, key: str | None) -> AsyncIterator[Callable[[], AbstractAsyncContextManager[Link]]]:
+async def streams_at(
+    url: str, key: str | None, *, turns: bool = False
+) -> AsyncIterator[Callable[[], AbstractAsyncContextManager[Link]]]:
+    """Each call, while entered, opens a stream of this server; with ``turns`` it tells of them."""
     from ..client import AsrClient
 
-    yield lambda: AsrClient.connect(url, api_key=key)
+    yield lambda: AsrClient.connect(url, api_key=key, turns=turns)
 
 
 async def _all(files: list[str], streams: Streams, format: Format, output: Path | None, *, realtime: bool) -> int:

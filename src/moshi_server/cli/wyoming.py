@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import MoshiServerError
+from .options import ApiKey, key_for
 
 if TYPE_CHECKING:
     from ..client.wyoming import Bridge
@@ -20,9 +20,7 @@ def wyoming(
         str, typer.Option("--url", help="The running server that hears and speaks.")
     ] = "ws://127.0.0.1:8080",
     tts_url: Annotated[str | None, typer.Option("--tts-url", help="The one that speaks, if that is another.")] = None,
-    api_key: Annotated[
-        str | None, typer.Option("--api-key", help="For the server; by default the first key of MOSHI_API_KEY.")
-    ] = None,
+    api_key: ApiKey = None,
     language: Annotated[
         list[str] | None,
         typer.Option("--language", "-l", help="What its models know, as often as needed: en (the default), fr, ..."),
@@ -51,7 +49,7 @@ def wyoming(
             "for Home Assistant, the package wyoming is needed",
             hint="install it with: pip install 'moshi-server[wyoming]'",
         ) from None
-    key = api_key or os.environ.get("MOSHI_API_KEY", "").split(",")[0].strip() or None
+    key = key_for(api_key)
     bridge = Bridge(url, tts_url or url, key, tuple(language or ["en"]), _complain)
     asyncio.run(_serve(bridge, addr, port))
 
