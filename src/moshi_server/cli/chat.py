@@ -127,17 +127,16 @@ async def _say(client: DialogueClient, pcm: Frame, after: float) -> None:
 
 
 async def _hear_microphone(client: DialogueClient, device: str | None) -> None:
-    from .mic import microphone
+    from .mic import HeardFrames, microphone
     from .sound import sound_library
 
-    loop = asyncio.get_running_loop()
-    frames: asyncio.Queue[Frame] = asyncio.Queue()
+    frames = HeardFrames(asyncio.get_running_loop())
     sound = sound_library("to hear the microphone", instead="name a recording")
-    with microphone(sound, device, lambda frame: loop.call_soon_threadsafe(frames.put_nowait, frame)):
+    with microphone(sound, device, frames.push):
         if sys.stderr.isatty():
             sys.stderr.write("Talk; Ctrl+C ends it.\n")
-        while True:
-            await client.send_audio(await frames.get())
+        while (frame := await frames.get()) is not None:
+            await client.send_audio(frame)
 
 
 async def _listen(client: DialogueClient, write: Write) -> None:

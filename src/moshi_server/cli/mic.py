@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -68,21 +69,15 @@ async def _listen(
     streams: AbstractAsyncContextManager[Callable[[], AbstractAsyncContextManager[Link]]],
 ) -> None:
     loop = asyncio.get_running_loop()
-    frames: asyncio.Queue[Frame | None] = asyncio.Queue()
+    frames = HeardFrames(loop)
 
     def stop() -> None:
         loop.remove_signal_handler(signal.SIGINT)  # a second Ctrl+C does not wait for the last words
-        frames.put_nowait(None)
-
-    def heard(frame: Frame) -> None:
-        if frames.qsize() < MAX_WAITING:
-            frames.put_nowait(frame)
-        elif frames.qsize() == MAX_WAITING:
-            sys.stderr.write("\nwarning: the model is too slow for this microphone; some of it is not heard\n")
+        frames.end()
 
     async with streams as open_stream, open_stream() as stream:
         loop.add_signal_handler(signal.SIGINT, stop)
-        with microphone(sound, device, lambda frame: loop.call_soon_threadsafe(heard, frame)):
+        with microphone(sound, device, frames.push):
             if sys.stderr.isatty():
                 sys.stderr.write("Speak; Ctrl+C ends it.\n")
             sending = asyncio.create_task(_send(stream, frames))
@@ -94,12 +89,52 @@ async def _listen(
                     await sending
 
 
-async def _send(stream: Link, frames: asyncio.Queue[Frame | None]) -> None:
+async def _send(stream: Link, frames: HeardFrames) -> None:
     from ..events import Audio, Flush
 
     while (frame := await frames.get()) is not None:
         await stream.send(Audio(frame))
     await stream.send(Flush())
+
+
+class HeardFrames:
+    """Frames on their way from the sound library's thread to an event loop, never more than `MAX_WAITING`."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: deque[Frame] = deque()
+        self._news = asyncio.Event()
+        self._lost = False
+        self._ended = False
+
+    def push(self, frame: Frame) -> None:
+        """Add a frame, on the sound library's thread; one too many is dropped, with a word about it once."""
+        if self._ended:
+            return
+        # Counted here: what is handed to a loop that does not keep up is counted nowhere.
+        if len(self._waiting) >= MAX_WAITING:
+            if not self._lost:
+                self._lost = True
+                sys.stderr.write("\nwarning: too slow for this microphone; some of what it hears is lost\n")
+            return
+        self._waiting.append(frame)
+        if not self._news.is_set():
+            self._loop.call_soon_threadsafe(self._news.set)
+
+    def end(self) -> None:
+        """No more frames; on the event loop."""
+        self._ended = True
+        self._news.set()
+
+    async def get(self) -> Frame | None:
+        """The next frame, or None after the last."""
+        while not self._waiting:
+            if self._ended:
+                return None
+            self._news.clear()
+            if not self._waiting:  # looked at again: one may have come before the clear
+                await self._news.wait()
+        return self._waiting.popleft()
 
 
 async def _show(stream: Link) -> None:
@@ -139,15 +174,15 @@ def microphone(sound: Any, device: str | None, heard: Callable[[Frame], object])
     which: Any = int(device) if device is not None and device.isdecimal() else device
     try:
         rate = _rate(sound, which)
-        resampler = None
+        convert: Callable[[Frame], Frame] | None = np.copy
         if rate != SAMPLE_RATE:
             import soxr
 
-            resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
+            convert = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32").resample_chunk
 
         def callback(block: Any, _frames: int, _time: Any, _status: Any) -> None:
-            mono = np.ascontiguousarray(block[:, 0])
-            heard(mono.copy() if resampler is None else resampler.resample_chunk(mono))
+            if convert is not None:
+                heard(convert(np.ascontiguousarray(block[:, 0])))
 
         stream = sound.InputStream(
             samplerate=rate,
@@ -161,8 +196,11 @@ def microphone(sound: Any, device: str | None, heard: Callable[[Frame], object])
         raise MoshiServerError(
             f"the microphone cannot be used: {error}", hint="moshi-server mic --list shows those that are there"
         ) from None
-    with stream:
-        yield
+    try:
+        with stream:
+            yield
+    finally:
+        convert = None  # the library's thread may keep the callback; the resampler is not to outlive Python
 
 
 def _rate(sound: Any, device: Any) -> int:
