@@ -269,6 +269,15 @@ async def test_our_page_is_there_where_the_folder_has_none(tmp_path: Path) -> No
             assert (await server.get("/notes.txt")).status_code == (200 if folder == tmp_path else 404)
 
 
+async def test_whether_a_key_will_do() -> None:
+    async with serve() as server:
+        accepted = await server.get("/api/access/asr0", headers={"kyutai-api-key": KEY})
+        assert (accepted.status_code, accepted.json()) == (200, {"accepted": True, "by": "api_key"})
+        refused = await server.get("/api/access/asr0?auth_id=wrong")
+        assert (refused.status_code, refused.json()["code"]) == (401, "invalid_key")
+        assert (await server.get("/api/access/nobody")).status_code == 404
+
+
 async def test_the_api_describes_itself() -> None:
     async with serve() as server:
         described = json.loads((await server.get("/api/openapi.json")).text)

@@ -40,8 +40,9 @@ async def page_of(server: Server) -> AsyncIterator[Any]:
         assert not problems
 
 
-async def test_a_text_is_spoken_and_its_words_light_up() -> None:
-    async with speaking() as server, page_of(server) as page:
+@pytest.mark.parametrize("kind", ["Py", "Tts"])
+async def test_a_text_is_spoken_and_its_words_light_up(kind: str) -> None:
+    async with speaking(kind=kind) as server, page_of(server) as page:
         voice = page.locator("#voice")
         await page.wait_for_function("() => document.getElementById('voice').options.length === 2")
         assert await voice.input_value() == "alba.wav"
@@ -98,3 +99,14 @@ async def test_a_conversation_for_which_there_is_no_room() -> None:
         await page.get_by_role("button", name="Start talking").click()
         await page.get_by_text("Every place on this server is taken.").wait_for()
         await page.get_by_role("button", name="Start talking").wait_for()
+
+
+async def test_a_conversation_with_a_wrong_key() -> None:
+    async with talk() as server, page_of(server) as page:
+        await page.evaluate("localStorage.setItem('moshi-server-key', 'wrong')")
+        await page.get_by_role("button", name="Start talking").click()
+        await page.get_by_text("The server refused the key").wait_for()
+        await page.get_by_role("textbox", name="Key").fill(KEY)
+        await page.keyboard.press("Enter")
+        await page.get_by_role("button", name="Start talking").click()
+        await page.locator("#conversation").filter(has_text="well indeed").wait_for()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -72,6 +72,7 @@ def add_described(
     method: str = "POST",
     auth: bool = True,
     refusals: tuple[int, ...] = tuple(_REFUSALS),
+    parameters: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Add a route, and say in the API's description what it takes and gives.
 
@@ -81,8 +82,11 @@ def add_described(
         takes: the request's body; None for none.
         auth: whether it asks for credentials.
         refusals: the statuses it may answer besides.
+        parameters: of the path and the query, as OpenAPI has them.
     """
     extra: dict[str, Any] = {"security": [{name: []} for name in _SCHEMES]} if auth else {}
+    if parameters:
+        extra["parameters"] = list(parameters)
     if takes is not None:
         extra["requestBody"] = {"required": True, "content": takes}
     responses: dict[int | str, dict[str, Any]] = {

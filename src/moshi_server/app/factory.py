@@ -62,12 +62,31 @@ def create_app(state: ServerState, *, static_dir: str | Path | None = None) -> F
             _add_post(app, module, state)
         elif module.rooms is not None:
             _add_rooms(app, module, module.rooms, state)
+    _add_access(app, state)
     add_openai(app, state)
     add_other_methods(app)
     app.add_api_websocket_route("/{path:path}", _nothing_here(state))  # before files, which know no upgrade
     app.mount("/", Files(static_dir), name="static")
     add_credentials(app)
     return app
+
+
+def _add_access(app: FastAPI, state: ServerState) -> None:
+    """Let a client ask whether its credentials will do: a browser is not told why an upgrade was refused."""
+    modules = {module.name: module for module in state.modules}
+
+    async def access(request: Request) -> Response:
+        module = modules.get(request.path_params["module"])
+        if module is None:
+            return JSONResponse({"error": "there is no such module"}, 404)
+        caller = _check(request, module, state)
+        return caller if isinstance(caller, Response) else JSONResponse({"accepted": True, "by": caller.method})
+
+    add_described(
+        app, "/api/access/{module}", access, "Whether these credentials open a module", method="GET",
+        answer={"application/json": {"schema": {"type": "object"}}}, refusals=(401, 404), auth=False,
+        parameters=[{"name": "module", "in": "path", "required": True, "schema": {"type": "string"}}],
+    )  # fmt: skip
 
 
 def hooks_for(metrics: ModuleMetrics) -> EngineHooks:

@@ -170,7 +170,7 @@ def _disk() -> Finding:
     free = shutil.disk_usage(at).free
     found = f"{free / 2**30:.0f} GiB free for downloads, in {cache}"
     if free < 5 * 2**30:
-        return Finding(Verdict.NOTE, "disk", found, "the 1B model takes 2 GiB, the 2.6B model 6; HF_HOME moves them")
+        return Finding(Verdict.NOTE, "disk", found, "the 1B model takes 2.4 GiB, the 2.6B model 6; HF_HOME moves them")
     return Finding(Verdict.GOOD, "disk", found)
 
 

@@ -29,9 +29,9 @@ export async function api(name) {
   return answer.json();
 }
 
-/** A WebSocket of this module. `onopen`, `onmessage(buffer)` and `onend(sentence or "")` are called. */
-export function connect(module, query, { onopen, onmessage, onend }) {
-  const url = address(module.path, { ...query, auth_id: module.auth ? key() : "" });
+/** A WebSocket of this module, or of another `path` of it. `onopen`, `onmessage(buffer)` and `onend(sentence or "")` are called. */
+export function connect(module, query, { onopen, onmessage, onend }, path = module.path) {
+  const url = address(path, { ...query, auth_id: module.auth ? key() : "" });
   url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
   const socket = new WebSocket(url);
   socket.binaryType = "arraybuffer";
@@ -57,11 +57,10 @@ export function sentence(code, reason) {
   return reason ? `The server ended the stream: ${reason} (${code}).` : `The server ended the stream (${code}).`;
 }
 
-/** A browser does not say why an upgrade failed, so the same path is asked over HTTP. */
+/** A browser does not say why an upgrade failed, so the server is asked whether it was the key. */
 async function whyNot(module) {
-  const query = module.auth ? { auth_id: key() } : {};
   try {
-    const answer = await fetch(address(module.path, query), { method: "POST", body: "" });
+    const answer = await fetch(address(`api/access/${encodeURIComponent(module.name)}`, { auth_id: key() }));
     if (answer.status === 401) {
       const { hint, message } = await answer.json();
       return new KeyNeeded(`The server refused the key: ${message}. ${hint ? hint[0].toUpperCase() + hint.slice(1) + "." : ""}`);

@@ -68,7 +68,7 @@ export function speakView(module, notice) {
         over = true;
         if (why) notice(why);
       },
-    });
+    }, module.type === "Tts" ? `${module.path}_streaming` : module.path);
     requestAnimationFrame(light);
   };
 }
