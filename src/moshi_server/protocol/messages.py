@@ -14,6 +14,9 @@ _CELLS: Final = {
     0xCA: np.dtype([("tag", "u1"), ("value", ">f4")]),
     0xCB: np.dtype([("tag", "u1"), ("value", ">f8")]),
 }
+_DOUBLE: Final = 0xCB
+_PIECE: Final = 480
+"""Numbers copied at once: numpy keeps the interpreter's lock for up to 500."""
 
 
 def unpack(data: bytes) -> dict[str, Any]:
@@ -56,11 +59,18 @@ def float_cells(data: bytes, head: bytes) -> NDArray[np.float32] | None:
     cell = _CELLS.get(tag)
     if cell is None or len(data) - at != count * cell.itemsize:
         return None
-    cells = np.frombuffer(data, dtype=cell, offset=at)
-    if not (cells["tag"] == tag).all():
+    # Bytes are compared, and numbers copied in small pieces, since numpy lets go of the interpreter's lock for more:
+    # each time the model's thread may take it, and this one has to ask for it back.
+    if data[at :: cell.itemsize] != bytes((tag,)) * count:
         return None
-    with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, and is then refused
-        return cells["value"].astype(np.float32)
+    values = np.frombuffer(data, dtype=cell, offset=at)["value"]
+    if tag == _DOUBLE:
+        with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, and is then refused
+            return values.astype(np.float32)
+    pcm = np.empty(count, dtype=np.float32)
+    for start in range(0, count, _PIECE):
+        pcm[start : start + _PIECE] = values[start : start + _PIECE]
+    return pcm
 
 
 def octets(value: Any) -> bytes:
