@@ -48,7 +48,8 @@ CHECKED = {
 """Page and language to the test that runs or checks such blocks; `*` is every page."""
 
 KNOWN_PROGRAMS = {
-    "apt-get", "caddy", "curl", "docker", "ffmpeg", "fortune", "git", "install", "ln", "nginx", "openssl", "printf",
+    "apt-get", "caddy", "curl", "docker", "ffmpeg", "fortune", "git", "haproxy", "install", "kubectl", "ln", "nginx",
+    "openssl", "printf",
     "promtool", "python3", "sed", "set", "systemctl", "useradd",
 }  # fmt: skip
 PLACEHOLDER = re.compile(r"\b(HOST|KEY|FILE|IN|OUT)\b")

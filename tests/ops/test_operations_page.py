@@ -45,7 +45,7 @@ def test_every_option_of_our_commands_exists(command: str, tmp_path: Path) -> No
 
 
 def test_every_file_it_names_is_here() -> None:
-    named = set(re.findall(r"\bops/[\w.-]+", PAGE)) | {
+    named = set(re.findall(r"\bops/[\w.@-]+", PAGE)) | {
         f"docs/{name}" for name in re.findall(r"\]\(([\w-]+\.md)\)", PAGE)
     }
     assert {name for name in named if not (ROOT / name).exists()} == set()
