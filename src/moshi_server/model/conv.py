@@ -8,7 +8,11 @@ from torch.nn import functional
 
 from moshi_server.model.products import ConvProducts
 from moshi_server.model.ring_attention import in_place as has_kernels
+from moshi_server.model.split import SplitWeight, split
 from moshi_server.model.streaming import State, StreamingModule, leaf
+
+_FEW = 16
+"""Windows of no more numbers are multiplied as they are: a tile of split ones would be mostly empty."""
 
 
 class CausalConv1d(StreamingModule):
@@ -35,7 +39,7 @@ class CausalConv1d(StreamingModule):
         assert self.history >= 0, "a stride longer than the kernel would skip samples"
         self.replicate = replicate and self.history > 0
         self._products: ConvProducts | None = None
-        self._by_window: Tensor | None = None  # (kernel * in, out)
+        self._by_window: Tensor | SplitWeight | None = None  # (kernel * in, out)
 
     def prepare(self) -> None:
         """Lay the weights out for ``step``. Call it again after they change."""
@@ -44,10 +48,8 @@ class CausalConv1d(StreamingModule):
         self._products = ConvProducts(self.conv) if plain and weight.is_cpu else None
         self._by_window = None
         if plain and has_kernels(weight.device) and weight.dtype is torch.float32:
-            # The convolution's own weight becomes a view of it, so that there is only one.
-            laid = weight.detach().permute(2, 1, 0).contiguous()
-            self._by_window = laid.flatten(0, 1)
-            self.conv.weight.data = laid.permute(2, 1, 0)
+            laid = weight.detach().permute(2, 1, 0).flatten(0, 1)
+            self._by_window = laid.contiguous() if len(laid) <= _FEW else split(laid)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, T) -> (B, out, T / stride), from the beginning of a stream."""
@@ -104,7 +106,13 @@ class CausalConv1d(StreamingModule):
         return x
 
     def _step_on_gpu(
-        self, x: Tensor, state: State, slots: Tensor, weight: Tensor, elu: bool, residual: Tensor | None
+        self,
+        x: Tensor,
+        state: State,
+        slots: Tensor,
+        weight: Tensor | SplitWeight,
+        elu: bool,
+        residual: Tensor | None,
     ) -> Tensor:
         from moshi_server.model.conv_kernels import convolve
 
@@ -141,6 +149,23 @@ class CausalConvTranspose1d(StreamingModule):
         )
         self.overlap = kernel_size - stride
         assert self.overlap >= 0, "a stride longer than the kernel would leave gaps"
+        self.depthwise = depthwise
+        self._by_pair: SplitWeight | None = None  # (2 * in, stride * out)
+        self._bias_by_pair: Tensor | None = None
+
+    def prepare(self) -> None:
+        """Lay the weights out for ``step``. Call it again after they change; states made before are not valid then."""
+        weight, (stride,) = self.convtr.weight, self.convtr.stride
+        self._by_pair = None
+        if self.depthwise or self.overlap != stride or weight.dtype is not torch.float32:
+            return
+        if has_kernels(weight.device):
+            # A piece of the output is what one sample says later on, and what the next says at once.
+            now, later = weight.detach().permute(0, 2, 1).chunk(2, dim=1)  # (in, stride, out)
+            pair = torch.cat((later, now)).flatten(1)
+            bias = self.convtr.bias
+            self._by_pair = split(pair)
+            self._bias_by_pair = None if bias is None else bias.detach().repeat(stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, T) -> (B, out, T * stride), from the beginning of a stream."""
@@ -150,15 +175,22 @@ class CausalConvTranspose1d(StreamingModule):
     def init_state(
         self, slots: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> State:
-        """``partial`` (slots, out, overlap): what earlier input adds to the samples to come."""
+        """``partial`` (slots, out, overlap): what earlier input adds to the samples to come.
+
+        Once `prepare` has laid weights out for a GPU, ``previous`` (slots, 1, in) instead: that input.
+        """
         if not self.overlap:
             return {}
         device, dtype = self.placement(device, dtype)
+        if self._by_pair is not None:
+            return {"previous": torch.zeros(slots, 1, self.convtr.in_channels, device=device, dtype=dtype)}
         return {"partial": torch.zeros(slots, self.convtr.out_channels, self.overlap, device=device, dtype=dtype)}
 
-    def step(self, x: Tensor, state: State, slots: Tensor) -> Tensor:
-        """(B, in, T) -> (B, out, T * stride), going on from where each slot was."""
-        y: Tensor = self.convtr(x)
+    def step(self, x: Tensor, state: State, slots: Tensor, *, elu: bool = False) -> Tensor:
+        """(B, in, T) -> (B, out, T * stride), going on from where each slot was; ``elu`` as for `CausalConv1d.step`."""
+        if self._by_pair is not None and x.is_cuda:
+            return self._step_on_gpu(x.transpose(1, 2).contiguous(), state, slots, self._by_pair, elu)
+        y: Tensor = self.convtr(functional.elu(x) if elu else x)
         if not self.overlap:
             return y
         partial = leaf(state, "partial")
@@ -169,3 +201,10 @@ class CausalConvTranspose1d(StreamingModule):
             tail = tail - self.convtr.bias[:, None]
         partial.index_copy_(0, slots, tail)
         return y[..., : -self.overlap]
+
+    def _step_on_gpu(self, x: Tensor, state: State, slots: Tensor, weight: SplitWeight, elu: bool) -> Tensor:
+        from moshi_server.model.conv_kernels import convolve
+
+        past, bias = leaf(state, "previous"), self._bias_by_pair
+        y = convolve(x, weight, bias, 1, past=past, slots=slots, elu=elu)
+        return y.view(len(x), -1, self.convtr.out_channels).transpose(1, 2)

@@ -1,8 +1,9 @@
 """A streaming convolution as one Triton kernel, for a GPU; imported only where Triton is, and knows no layer.
 
 With the channels side by side, (B, time, channels), a window is one run of numbers, part of it in the slot's past. The
-kernel multiplies windows with the weights as they lie, in f32 made of three TF32 products (about 22 of 24 bits): on an
-H100 the library's f32 convolutions, which may not use its matrix units, take several times as long.
+kernel multiplies windows with split weights (`moshi_server.model.split`), in f32 made of three f16 products: on an H100
+the library's f32 convolutions, which may not use its matrix units, take several times as long. Windows of a few numbers
+are multiplied as they are, by three TF32 products.
 """
 
 from __future__ import annotations
@@ -11,6 +12,66 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from moshi_server.model.split import REST, SplitWeight
+
+_REST = tl.constexpr(REST)
+_MOST = tl.constexpr(65504.0)  # of f16; what is larger counts as that
+
+
+@triton.jit
+def _split_kernel(
+    x, past, high, low, bias, residual, out, slots, rows, count, time, unit,
+    INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, WINDOW: tl.constexpr, HOP: tl.constexpr, BEFORE: tl.constexpr,
+    ELU: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    tiles = tl.cdiv(OUTPUTS, BLOCK_N)
+    program = tl.program_id(0)
+    row = (program // tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = (program % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = row < rows
+    wanted = column < OUTPUTS
+    stream = row // count
+    begin = (row % count) * HOP - BEFORE  # of the window, among the numbers that are new
+    place = x + stream.to(tl.int64) * (time * INPUTS) + begin
+    if BEFORE > 0:
+        place_before = past + tl.load(slots + stream, mask=inside, other=0) * BEFORE + begin + BEFORE
+    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, WINDOW, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        there = inside[:, None] & (k < WINDOW)[None, :]
+        if BEFORE > 0:
+            new = (begin[:, None] + k[None, :]) >= 0
+            a = tl.load(tl.where(new, place[:, None], place_before[:, None]) + k[None, :], mask=there, other=0.0)
+            if ELU:  # what is kept of the past has been through it
+                a = tl.where(new & (a < 0), tl.exp(a) - 1, a)
+        else:
+            a = tl.load(place[:, None] + k[None, :], mask=there, other=0.0)
+            if ELU:
+                a = tl.where(a < 0, tl.exp(a) - 1, a)
+        a = tl.minimum(tl.maximum(a, -_MOST), _MOST)
+        a_high = a.to(tl.float16)
+        a_low = ((a - a_high.to(tl.float32)) * _REST).to(tl.float16)
+        at = k[:, None] * OUTPUTS + column[None, :]
+        if WINDOW % BLOCK_K == 0 and OUTPUTS % BLOCK_N == 0:
+            w_high = tl.load(high + at)
+            w_low = tl.load(low + at)
+        else:
+            known = (k < WINDOW)[:, None] & wanted[None, :]
+            w_high = tl.load(high + at, mask=known, other=0.0)
+            w_low = tl.load(low + at, mask=known, other=0.0)
+        # The matrix units cut off what does not fit a sum, so that long sums drift: these are short.
+        part = tl.dot(a_low, w_high, tl.dot(a_high, w_low))
+        sums += tl.dot(a_high, w_high, part * (1 / _REST))
+    sums = sums * unit
+    if BIAS:
+        sums += tl.load(bias + column, mask=wanted, other=0.0)[None, :]
+    where = row.to(tl.int64)[:, None] * OUTPUTS + column[None, :]
+    kept = inside[:, None] & wanted[None, :]
+    if RESIDUAL:
+        sums += tl.load(residual + where, mask=kept, other=0.0)
+    tl.store(out + where, sums, mask=kept)
 
 
 @triton.jit
@@ -73,7 +134,7 @@ def _keep_kernel(
 
 def convolve(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | SplitWeight,
     bias: Tensor | None,
     stride: int,
     *,
@@ -87,7 +148,7 @@ def convolve(
 
     Args:
         x: (B, time, in), contiguous.
-        weight: (kernel * in, out), contiguous: for each sample of the window, for each channel.
+        weight: (kernel * in, out), contiguous: for each sample of the window, for each channel; as it is, or split.
         bias: (out,).
         stride: samples from window to window.
         past: (slots, history, in) with history <= time: what comes before ``x``; replaced for the next piece.
@@ -100,19 +161,27 @@ def convolve(
         (B, windows, out), contiguous.
     """
     batch, time, inputs = x.shape
-    window, outputs = weight.shape
+    window, outputs = (weight.high if isinstance(weight, SplitWeight) else weight).shape
     before = 0 if past is None else past.shape[1] * inputs
     count = (time + before // inputs - window // inputs) // stride + 1
     rows = batch * count
     out = torch.empty(batch, count, outputs, device=x.device, dtype=x.dtype)
-    block_m, block_n, block_k, warps, stages = shape or _shape(rows, outputs, window)
-    _conv_kernel[(triton.cdiv(rows, block_m) * triton.cdiv(outputs, block_n),)](
-        x, x if past is None else past, weight, x if bias is None else bias, x if residual is None else residual, out,
-        x if slots is None else slots, rows, count, time,
-        INPUTS=inputs, OUTPUTS=outputs, WINDOW=window, HOP=stride * inputs, BEFORE=before,
-        ELU=elu, BIAS=bias is not None, RESIDUAL=residual is not None,
-        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=warps, num_stages=stages,
+    block_m, block_n, block_k, warps, stages = shape or _shape(rows, outputs, window, isinstance(weight, SplitWeight))
+    grid = (triton.cdiv(rows, block_m) * triton.cdiv(outputs, block_n),)
+    others = (
+        x if bias is None else bias, x if residual is None else residual, out, x if slots is None else slots,
+        rows, count, time,
     )  # fmt: skip
+    shapes = {
+        "INPUTS": inputs, "OUTPUTS": outputs, "WINDOW": window, "HOP": stride * inputs, "BEFORE": before,
+        "ELU": elu, "BIAS": bias is not None, "RESIDUAL": residual is not None,
+        "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": warps, "num_stages": stages,
+    }  # fmt: skip
+    earlier = x if past is None else past
+    if isinstance(weight, SplitWeight):
+        _split_kernel[grid](x, earlier, weight.high, weight.low, *others, weight.unit, **shapes)
+    else:
+        _conv_kernel[grid](x, earlier, weight, *others, **shapes)
     if past is not None and before:
         _keep_kernel[(batch, triton.cdiv(before, 1024))](
             x, past, slots, time * inputs, BEFORE=before, ELU=elu, BLOCK=1024
@@ -120,8 +189,10 @@ def convolve(
     return out
 
 
-def _shape(rows: int, outputs: int, window: int) -> tuple[int, int, int, int, int]:
+def _shape(rows: int, outputs: int, window: int, halves: bool) -> tuple[int, int, int, int, int]:
     """The fastest of the rows, outputs and numbers at once, warps and stages that were tried on an H100."""
+    if halves:
+        return 64, min(128, triton.next_power_of_2(max(16, outputs))), 32, 4, 3
     if window <= 16:
         return 32, 64, 16, 2, 4
     if outputs <= 32:

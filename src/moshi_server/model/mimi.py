@@ -13,8 +13,10 @@ from torch.nn import functional
 
 from moshi_server.errors import CheckpointError
 from moshi_server.model.conv import CausalConv1d, CausalConvTranspose1d
-from moshi_server.model.quantizer import QuantizerSpec, SplitQuantizer
+from moshi_server.model.quantizer import QuantizerSpec, ResidualQuantizer, SplitQuantizer
+from moshi_server.model.ring_attention import in_place as has_kernels
 from moshi_server.model.seanet import SeanetDecoder, SeanetEncoder, SeanetSpec
+from moshi_server.model.split import split_linears
 from moshi_server.model.streaming import State, StreamingModule, branch
 from moshi_server.model.transformer import StreamingTransformer, TransformerSpec
 
@@ -177,10 +179,15 @@ class Mimi(nn.Module):
         return self.spec.quantizer.codebooks
 
     def prepare(self) -> None:
-        """Lay weights out for stepping on a CPU. Call it again after they change, or were moved."""
+        """Lay weights out for stepping where they are. Call it again after they change, or were moved.
+
+        On a GPU the linear layers are replaced by split ones (`moshi_server.model.split`), which do not move or change.
+        """
         for module in self.modules():
-            if isinstance(module, CausalConv1d):
+            if isinstance(module, CausalConv1d | CausalConvTranspose1d | ResidualQuantizer):
                 module.prepare()
+        if has_kernels(next(self.encoder.parameters()).device):
+            split_linears(self)
 
     def latents(self, pcm: Tensor) -> Tensor:
         """(B, 1, L) -> (B, dimension, T) before quantization, differentiable; zeros fill up the last frame."""

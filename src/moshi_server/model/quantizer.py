@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from moshi_server.model.ring_attention import in_place as has_kernels
+from moshi_server.model.split import SplitLinear, SplitWeight, split
+
 
 @dataclass(frozen=True)
 class QuantizerSpec:
@@ -34,9 +37,17 @@ class ResidualQuantizer(nn.Module):
     def __init__(self, latent: int, spec: QuantizerSpec, codebooks: int, *, decoder: bool) -> None:
         super().__init__()
         self.input_proj = nn.Linear(latent, spec.dimension, bias=False)
-        self.output_proj = nn.Linear(spec.dimension, latent, bias=False) if decoder else None
+        self.output_proj: nn.Linear | SplitLinear | None = None
+        if decoder:
+            self.output_proj = nn.Linear(spec.dimension, latent, bias=False)
         self.register_buffer("codebooks", torch.zeros(codebooks, spec.bins, spec.dimension))
         self.register_buffer("half_norms", torch.zeros(codebooks, spec.bins), persistent=False)
+        self._turned: list[SplitWeight] | None = None
+
+    def prepare(self) -> None:
+        """Lay the centroids out for ``encode`` on a GPU. Call it again after they change."""
+        exact = self.codebooks.dtype is torch.float32 and has_kernels(self.codebooks.device)
+        self._turned = [split(centroids.t()) for centroids in self.codebooks] if exact else None
 
     def refresh(self) -> None:
         """Recompute what is derived from the centroids."""
@@ -45,6 +56,8 @@ class ResidualQuantizer(nn.Module):
     def encode(self, latents: Tensor) -> Tensor:
         """Latents (N, latent) -> codes (N, K) int64: the nearest centroid at each level, the first of equals."""
         residual = self.input_proj(latents).to(self.codebooks.dtype)
+        if self._turned is not None and residual.is_cuda:
+            return self._encode_on_gpu(residual.contiguous(), self._turned)
         codes = []
         for centroids, half_norms in zip(self.codebooks, self.half_norms, strict=True):
             # |x - c|^2 / 2 less the part that is the same for every c, as upstream's server has it.
@@ -53,12 +66,22 @@ class ResidualQuantizer(nn.Module):
             residual = residual - functional.embedding(code, centroids)
         return torch.stack(codes, dim=-1)
 
+    def _encode_on_gpu(self, residual: Tensor, turned: list[SplitWeight]) -> Tensor:
+        from moshi_server.model.nearest_kernels import nearest
+
+        codes = torch.empty(len(residual), len(turned), dtype=torch.int64, device=residual.device)
+        for level, (centroids, half_norms) in enumerate(zip(self.codebooks, self.half_norms, strict=True)):
+            nearest(residual, centroids, turned[level], half_norms, codes[:, level])
+        return codes
+
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (N, k) int64, k <= K -> latents (N, latent); k codebooks are summed."""
         assert self.output_proj is not None, "this quantizer was built to encode only"
         levels = torch.arange(codes.shape[-1], device=codes.device)
         summed = self.codebooks[levels, codes].sum(-2)
-        latents: Tensor = self.output_proj(summed.to(self.output_proj.weight.dtype))
+        if not isinstance(self.output_proj, SplitLinear):
+            summed = summed.to(self.output_proj.weight.dtype)
+        latents: Tensor = self.output_proj(summed)
         return latents
 
 

@@ -40,6 +40,9 @@ class SeanetSpec:
         return math.prod(self.ratios)
 
 
+_CONVOLUTIONS = (CausalConv1d, CausalConvTranspose1d)
+
+
 class Elu(nn.Module):
     """The exponential linear unit: x where it is positive, exp(x) - 1 elsewhere."""
 
@@ -75,9 +78,12 @@ class Chain(StreamingModule):
             if isinstance(layer, CausalConv1d):
                 x = layer.step(x, here, slots, elu=elu, residual=residual if position == last else None)
                 elu = False
+            elif isinstance(layer, CausalConvTranspose1d):
+                x = layer.step(x, here, slots, elu=elu)
+                elu = False
             elif isinstance(layer, StreamingModule):
                 x = layer.step(x, here, slots)
-            elif x.is_cuda and position < last and isinstance(self.layers[position + 1], CausalConv1d):
+            elif x.is_cuda and position < last and isinstance(self.layers[position + 1], _CONVOLUTIONS):
                 elu = True  # one kernel does both
             else:
                 x = layer(x)
