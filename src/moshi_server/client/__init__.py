@@ -18,9 +18,12 @@ from ..errors import (
     SessionLimitError,
 )
 from ..speech.transcript import Transcript, TranscriptWord
-from .asr import AsrClient, transcribe
+from .asr import AsrClient
+from .backoff import Reconnect
 from .dialogue import DialogueClient
+from .reconnecting import ConnectionLost, ConnectionResumed, ReconnectingAsrClient
 from .speaking import Speech
+from .transcribing import transcribe
 from .tts import TtsClient, speak
 
 __all__ = [
@@ -28,6 +31,8 @@ __all__ = [
     "AudioError",
     "AuthError",
     "ClientTimeoutError",
+    "ConnectionLost",
+    "ConnectionResumed",
     "DialogueClient",
     "EngineFailedError",
     "GoingAwayError",
@@ -35,6 +40,8 @@ __all__ = [
     "MoshiServerError",
     "NoFreeSlotError",
     "RateLimitedError",
+    "Reconnect",
+    "ReconnectingAsrClient",
     "ResourceNotFoundError",
     "ServerUnreachableError",
     "SessionError",

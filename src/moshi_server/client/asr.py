@@ -1,4 +1,4 @@
-"""One speech-to-text stream over a WebSocket: `AsrClient`; and `transcribe`, which does it all in one call."""
+"""One speech-to-text stream over one WebSocket: `AsrClient`."""
 
 from __future__ import annotations
 
@@ -126,36 +126,6 @@ class AsrClient(ClientStream[AsrServerEvent]):
             self._said = event.message
         elif event is not None:
             self._unread.append(event)
-
-
-def transcribe(
-    audio: Recording,
-    url: str = DEFAULT_URL,
-    *,
-    api_key: str | None = None,
-    timeout: float = 10.0,
-    on_progress: Callable[[float], None] | None = None,
-) -> Transcript:
-    """Transcribe a recording on a server and wait for the result. It reads no environment and starts no server.
-
-    Args:
-        audio: a path, the bytes of an audio file, or samples at 24 kHz of shape (samples,).
-        url: as for `AsrClient.connect`.
-        api_key: as for `AsrClient.connect`.
-        timeout: seconds until the server must have answered the connection.
-        on_progress: is told how many seconds are done.
-
-    Raises:
-        AudioError: the recording cannot be read.
-        ServerUnreachableError, AuthError, SessionError: as for `AsrClient.connect` and `AsrClient.transcribe`.
-    """
-
-    async def run() -> Transcript:
-        pcm = load(audio)
-        async with AsrClient.connect(url, api_key=api_key, timeout=timeout) as client:
-            return await client.transcribe(pcm, on_progress=on_progress)
-
-    return asyncio.run(run())
 
 
 def full_url(url: str, *, turns: bool = False) -> str:

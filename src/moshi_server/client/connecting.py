@@ -20,37 +20,35 @@ DEFAULT_URL: Final = "ws://127.0.0.1:8080"
 THIS_MACHINE: Final = ("localhost", "127.0.0.1", "::1")
 
 
-class Client(Protocol):
-    """What a client must have to be connected."""
-
-    async def wait_ready(self) -> None:
-        """Return once the server has said that it is ready for this stream."""
-        ...
+class Closable(Protocol):
+    """What a client must have to be entered."""
 
     async def close(self) -> None:
         """End the stream."""
         ...
 
 
+class Client(Closable, Protocol):
+    """What a client must have to be connected."""
+
+    async def wait_ready(self) -> None:
+        """Return once the server has said that it is ready for this stream."""
+        ...
+
+
+T = TypeVar("T", bound=Closable)
 C = TypeVar("C", bound=Client)
 
 
-class Connecting(Generic[C]):
-    """A connection under way: await it, or enter it, for a client that the server is ready for."""
+class Opening(Generic[T]):
+    """A client on its way: await it, or enter it. How it comes about is a subclass's business (`_connect`)."""
 
-    def __init__(
-        self, kind: Callable[[ClientConnection, str], C], url: str, api_key: str | None, timeout: float
-    ) -> None:
-        self._kind = kind
-        self._url = url
-        self._api_key = api_key
-        self._timeout = timeout
-        self._client: C | None = None
+    _client: T | None = None
 
-    def __await__(self) -> Generator[Any, None, C]:
+    def __await__(self) -> Generator[Any, None, T]:
         return self._connect().__await__()
 
-    async def __aenter__(self) -> C:
+    async def __aenter__(self) -> T:
         self._client = await self._connect()
         return self._client
 
@@ -59,6 +57,21 @@ class Connecting(Generic[C]):
     ) -> None:
         if self._client is not None:
             await self._client.close()
+
+    async def _connect(self) -> T:
+        raise NotImplementedError
+
+
+class Connecting(Opening[C]):
+    """A connection under way, to a client that the server is ready for."""
+
+    def __init__(
+        self, kind: Callable[[ClientConnection, str], C], url: str, api_key: str | None, timeout: float
+    ) -> None:
+        self._kind = kind
+        self._url = url
+        self._api_key = api_key
+        self._timeout = timeout
 
     async def _connect(self) -> C:
         where = public_url(self._url)

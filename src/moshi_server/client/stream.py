@@ -57,6 +57,10 @@ class ClientStream(Generic[E]):
         """End the stream, whatever is still to come."""
         await self._websocket.close()
 
+    def abort(self) -> None:
+        """Drop the connection at once, without a word to the server, which may no longer be there."""
+        self._websocket.transport.abort()
+
     async def _until(self, ready: Callable[[], bool]) -> None:
         """Read messages until this is so.
 
