@@ -82,6 +82,25 @@ def _noise(rows: int, length: int, frequencies: Tensor, like: Tensor) -> Tensor:
     return noise / noise.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6)
 
 
+def music(rows: int, length: int, like: Tensor) -> Tensor:
+    """(rows, length) of unit power: a few voices of held notes with overtones, each note struck and fading."""
+    t = torch.arange(length, device=like.device)[None] / SAMPLE_RATE
+    out = torch.zeros(rows, length, device=like.device)
+    for _ in range(3):
+        beat = _uniform(rows, 0.12, 0.7, like)
+        note = (t / beat).long().clamp(max=255)
+        steps = torch.randint(0, 25, (rows, 256), device=like.device)
+        steps = torch.where(torch.rand(rows, 256, device=like.device) < 0.5, steps, steps // 12 * 12)
+        pitch = 70 * 2 ** (torch.gather(steps, 1, note) / 12 + _uniform(rows, 0, 2.5, like))
+        phase = 2 * math.pi * torch.cumsum(pitch / SAMPLE_RATE, 1)
+        fade = torch.exp(-(t - note * beat) * _uniform(rows, 0.5, 8, like))
+        for overtone in (1, 2, 3, 5):
+            out += torch.sin(overtone * phase) * fade * _uniform(rows, 0, 1, like) / overtone
+        drum = torch.exp(-(t % (2 * beat)) * 40) * torch.randn(rows, length, device=like.device)
+        out += drum * _uniform(rows, 0, 0.5, like)
+    return out / out.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6)
+
+
 def augment(clean: Tensor, strength: float) -> Tensor:
     """(B, L) clean speech -> the same made worse; `strength` 0 to 1 grows as training goes on."""
     rows, length = clean.shape
@@ -111,6 +130,8 @@ def augment(clean: Tensor, strength: float) -> Tensor:
     babbling = _chance(rows, 0.15, clean)
     babble = babble / babble.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6)
     noise = babbling * babble + (1 - babbling) * noise
+    playing = _chance(rows, 0.2, clean)
+    noise = playing * music(rows, length, clean) + (1 - playing) * noise
     low = 30 - 25 * strength
     snr = _uniform(rows, low, 45, clean)
     snr = snr + 6 * babbling

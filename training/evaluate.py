@@ -7,6 +7,7 @@ figures.
 
 import argparse
 import asyncio
+import dataclasses
 import json
 import time
 from collections.abc import Iterable
@@ -20,11 +21,12 @@ from moshi_server.events import Word
 from moshi_server.speech.asr import WordAssembler
 from moshi_server.speech.tokenizer import TextTokenizer
 from training import corpus
+from training.augment import music
 from training.mixing import Located
 from training.noise import with_noise
 from training.scoring import Score
-from training.synth.speech import SpokenWord
-from training.targets import DELAY
+from training.synth.speech import SAMPLE_RATE, SpokenWord
+from training.targets import DELAY, known
 
 LEAD, TAIL = 0.4, 1.0
 
@@ -52,9 +54,11 @@ class InProcess:
         from moshi_server.model.weights_mimi import load_mimi
         from training.model import lm_spec
 
-        lm = load_lm(demo / "model.safetensors", lm_spec(), dtype=torch.float32, kind=quantize)
-        self.model = SttModel(load_mimi(demo / "mimi.safetensors", decoder=False), lm)
         self.tokenizer = TextTokenizer(demo / "tokenizer.model")
+        size = self.tokenizer.vocab_size  # an older model knows fewer words
+        spec = dataclasses.replace(lm_spec(), text_in_vocab_size=size + 1, text_out_vocab_size=size)
+        lm = load_lm(demo / "model.safetensors", spec, dtype=torch.float32, kind=quantize)
+        self.model = SttModel(load_mimi(demo / "mimi.safetensors", decoder=False), lm)
         self.seconds = 0.0
         self.spent = 0.0
 
@@ -80,7 +84,7 @@ class InProcess:
                         SpokenWord(e.text, e.start_time, 0.0) for e in assembler.step(token) if isinstance(e, Word)
                     ]
             self.spent += time.perf_counter() - began
-            self.seconds += batch.shape[0] * batch.shape[1] / 24000
+            self.seconds += batch.shape[0] * batch.shape[1] / SAMPLE_RATE
             for i, assembler in zip(rows, assemblers, strict=True):
                 results[i] += [SpokenWord(e.text, e.start_time, 0.0) for e in assembler.flush() if isinstance(e, Word)]
         return results
@@ -98,7 +102,7 @@ class ThroughServer:
         began = time.perf_counter()
         results = asyncio.run(self._all(waves))
         self.spent += time.perf_counter() - began
-        self.seconds += sum(map(len, waves)) / 24000
+        self.seconds += sum(map(len, waves)) / SAMPLE_RATE
         return results
 
     async def _all(self, waves: list[np.ndarray]) -> list[list[SpokenWord]]:
@@ -125,19 +129,52 @@ def evaluate(recogniser: InProcess | ThroughServer, folder: Path, limit: int, no
             waves = [padded(audio, item, noise, seed=i) for i, item in enumerate(items)]
             score = scores.setdefault(label, Score())
             for item, words in zip(items, recogniser.transcribe(waves), strict=True):
-                score.add(item.utterance.words, words, LEAD)
-            print(f"{label:26s} WER {score.wer:5.1f} %", flush=True)
+                score.add(known(item.utterance.words), words, LEAD)
+            score.seconds += sum(map(len, waves)) / SAMPLE_RATE
+            print(f"{label:26s} {described(score)}", flush=True)
+    for label, waves in nothing_said().items():
+        score = scores.setdefault(label, Score())
+        for words in recogniser.transcribe(waves):
+            score.add([], words)
+        score.seconds += sum(map(len, waves)) / SAMPLE_RATE
+        print(f"{label:26s} {described(score)}", flush=True)
     return scores
 
 
-# What the issue's bars are about: sets of number sentences, joined over engines.
+def described(score: Score) -> str:
+    return f"WER {score.wer:5.1f} %" if score.words else f"{score.false_a_minute:.1f} false words a minute"
+
+
+def nothing_said(minutes: int = 3) -> dict[str, list[np.ndarray]]:
+    """Noise of three colours at three levels, and music made of notes and drums: a minute each."""
+    found: dict[str, list[np.ndarray]] = {"nothing/noise": [], "nothing/music": []}
+    for seed in range(3 * minutes):
+        rng = np.random.default_rng(seed)
+        spectrum = np.fft.rfft(rng.standard_normal(60 * SAMPLE_RATE))
+        slope = np.maximum(np.arange(len(spectrum)) / 60, 30.0) ** (-0.5 * (seed % 3))
+        noise = np.fft.irfft(spectrum * slope)
+        found["nothing/noise"].append((noise * 10 ** (-(seed // 3) - 0.5) / np.abs(noise).max()).astype(np.float32))
+    torch.manual_seed(0)
+    tunes = music(minutes, 60 * SAMPLE_RATE, torch.zeros(1)).numpy()
+    found["nothing/music"] = [(0.5 * tune / np.abs(tune).max()).astype(np.float32) for tune in tunes]
+    return found
+
+
+# What the issues' bars are about: sets of sentences, joined over engines.
 BARS: dict[str, tuple[float, list[str]]] = {
+    "everyday, seen voices": (5.0, ["seen-everyday/"]),
+    "everyday, held-out voices": (
+        10.0,
+        [f"unseen-everyday/{engine}" for engine in ("espeak", "flite", "festival", "kokoro")],
+    ),
+    "everyday, engines never trained on": (15.0, ["unseen-everyday/pico", "unseen-everyday/mbrola"]),
+    "everyday, seen voices, in noise": (15.0, ["noise-everyday/"]),
     "seen voices": (5.0, ["seen/"]),
     "held-out voices": (10.0, ["unseen/espeak", "unseen/flite", "unseen/festival", "unseen/kokoro"]),
     "engine never trained on: pico": (20.0, ["unseen/pico"]),
     "engine never trained on: mbrola": (20.0, ["unseen/mbrola"]),
     "a human (joined prompts)": (20.0, ["unseen/asterisk"]),
-    "seen voices, noise at 15 dB": (15.0, ["noise/"]),
+    "seen voices, in noise": (15.0, ["noise/"]),
 }
 
 
@@ -154,6 +191,12 @@ def summary(scores: dict[str, Score]) -> dict[str, Score]:
         if "mixed" in name and "noise" not in name and "pico" not in name and "mbrola" not in name:
             control.merge(score)
     joined["numbers with control words, all voices"] = control
+    for name, prefix in (("words outside", "outside/"), ("noise", "nothing/noise"), ("music", "nothing/music")):
+        total = Score()
+        for found, score in scores.items():
+            if found.startswith(prefix):
+                total.merge(score)
+        joined[name] = total
     return joined
 
 
@@ -164,6 +207,7 @@ def as_json(score: Score) -> dict[str, object]:
         "substitutions": score.substitutions,
         "deletions": score.deletions,
         "insertions": score.insertions,
+        "false_a_minute": round(score.false_a_minute, 2),
         "sentences": score.sentences,
         "sentence_errors": score.sentence_errors,
         "start_median_ms": round(score.start_quantile(0.5), 1),
@@ -182,7 +226,7 @@ def main() -> None:
     parser.add_argument("--api-key", default="public_token")
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--limit", type=int, default=10**9, help="utterances a shard")
-    parser.add_argument("--noise", type=float, default=15.0)
+    parser.add_argument("--noise", type=float, default=10.0, help="dB of speech over noise")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -195,6 +239,9 @@ def main() -> None:
     print(f"\n{'set':42s} {'words':>6s} {'WER %':>6s} {'bar':>5s} {'start ms (median, p95)':>24s}")
     for name, score in joined.items():
         bar = BARS.get(name, (float("nan"), []))[0]
+        if not score.words:
+            print(f"{name:42s} {score.false_a_minute:.2f} false words a minute of {score.seconds / 60:.1f}")
+            continue
         starts = f"{score.start_quantile(0.5):.0f}, {score.start_quantile(0.95):.0f}"
         print(f"{name:42s} {score.words:6d} {score.wer:6.1f} {bar:5.0f} {starts:>24s}")
     print(f"{recogniser.seconds / recogniser.spent:.1f} x real time in all")

@@ -10,6 +10,8 @@ from training.mixing import Located
 from training.model import TrainingModel
 from training.noise import with_noise
 from training.scoring import Score
+from training.shard import Utterance
+from training.vocabulary import FIRST_TIER
 
 LEAD = 0.4
 
@@ -24,6 +26,13 @@ def groups(items: list[Located], limit: int) -> dict[str, list[Located]]:
 
 def _split(item: Located) -> str:
     u = item.utterance
+    if not targets.known(u.words):
+        return f"outside-{u.engine}"
+    tier = "" if all(w.text in FIRST_TIER for w in u.words) else "everyday-"
+    return tier + _who(u)
+
+
+def _who(u: Utterance) -> str:
     if not voices.ENGINES[u.engine].trained_on:
         return f"engine-{u.engine}"
     held = voices.HELD_OUT.get(u.engine, [])
@@ -44,7 +53,7 @@ def evaluate_sets(
     """A score a set, and the seen voices again with noise."""
     scores: dict[str, Score] = {}
     for name, chosen in groups(items, limit).items():
-        for noisy in (False, True) if name.startswith("seen") else (False,):
+        for noisy in (False, True) if "seen-" in name and "unseen" not in name else (False,):
             score = Score()
             for at in range(0, len(chosen), 128):
                 part = chosen[at : at + 128]
@@ -52,6 +61,6 @@ def evaluate_sets(
                 if noisy:
                     batch = torch.stack([with_noise(row, noise_db, seed=at + i) for i, row in enumerate(batch)])
                 for item, tokens in zip(part, decode(model, batch), strict=True):
-                    score.add(item.utterance.words, targets.words_of(tokens), LEAD)
-            scores.setdefault("noise-15dB" if noisy else name, Score()).merge(score)
+                    score.add(targets.known(item.utterance.words), targets.words_of(tokens), LEAD)
+            scores.setdefault(f"noise-{noise_db:g}dB" if noisy else name, Score()).merge(score)
     return scores

@@ -11,6 +11,7 @@ from torch.utils.data import IterableDataset
 from training import targets
 from training.shard import Utterance
 from training.synth.speech import SAMPLE_RATE, SpokenWord
+from training.vocabulary import AMBIGUOUS
 
 FRAME = 1920
 MAX_SEGMENTS = 24
@@ -29,7 +30,8 @@ class Located:
 def _excerpt(item: Located, rng: random.Random, share: float) -> tuple[int, int, list[SpokenWord]]:
     """An utterance, or a few of its words cut out: first sample, samples, and the words from there."""
     words = item.utterance.words
-    if rng.random() >= share or len(words) < 2:
+    # Cut out of its sentence, `for` would be `four`.
+    if rng.random() >= share or len(words) < 2 or any(w.text in AMBIGUOUS for w in words):
         return item.start, item.utterance.samples, words
     first = rng.randrange(len(words))
     last = min(len(words) - 1, first + rng.choice([0, 0, 1, 2, 3]))

@@ -40,6 +40,7 @@ class Score:
     insertions: int = 0
     sentences: int = 0
     sentence_errors: int = 0
+    seconds: float = 0.0
     start_errors: list[float] = dataclasses.field(default_factory=list)
     confusions: collections.Counter[tuple[str, str]] = dataclasses.field(default_factory=collections.Counter)
 
@@ -51,6 +52,11 @@ class Score:
     def wer(self) -> float:
         """Errors in percent of the words spoken."""
         return 100 * self.errors / max(1, self.words)
+
+    @property
+    def false_a_minute(self) -> float:
+        """Words that nobody said, a minute of what was heard."""
+        return 60 * self.insertions / max(1e-9, self.seconds)
 
     def start_quantile(self, q: float) -> float:
         """A quantile of the absolute word start errors of the right words, in ms."""
@@ -77,7 +83,7 @@ class Score:
         self.sentence_errors += self.errors > before
 
     def merge(self, other: "Score") -> None:
-        for name in ("words", "substitutions", "deletions", "insertions", "sentences", "sentence_errors"):
+        for name in ("words", "substitutions", "deletions", "insertions", "sentences", "sentence_errors", "seconds"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.start_errors += other.start_errors
         self.confusions.update(other.confusions)

@@ -13,10 +13,14 @@ from training.synth.speech import Speech
 # split: (voices held out?, evaluation sentences?, mix)
 SPLITS = {
     "train": (False, False, sentences.TRAIN_MIX),
+    "second": (False, False, sentences.SECOND_MIX),
     "seen": (False, True, sentences.NUMBER_MIX),
     "unseen": (True, True, sentences.NUMBER_MIX),
     "seen-mixed": (False, True, sentences.MIXED_MIX),
     "unseen-mixed": (True, True, sentences.MIXED_MIX),
+    "seen-everyday": (False, True, sentences.EVERYDAY_MIX),
+    "unseen-everyday": (True, True, sentences.EVERYDAY_MIX),
+    "outside": (True, True, sentences.OUTSIDE_MIX),
 }
 Speak = Callable[[str, random.Random, bool], tuple[str, Speech]]
 

@@ -30,6 +30,11 @@ WORD_PHONES = {
 }
 
 
+def known(words: list[SpokenWord]) -> list[SpokenWord]:
+    """Those that are to be heard: the vocabulary's."""
+    return [w for w in words if w.text in TOKENS]
+
+
 def frame_spans(words: list[SpokenWord], frames: int) -> list[tuple[str, int, int]]:
     """Each word's first frame and the one past its last, at least two apart and never overlapping."""
     spans: list[tuple[str, int, int]] = []
@@ -50,9 +55,11 @@ def frame_spans(words: list[SpokenWord], frames: int) -> list[tuple[str, int, in
 
 
 def text_tokens(spans: list[tuple[str, int, int]], frames: int) -> np.ndarray:
-    """(frames,) int64 tokens of the text stream."""
+    """(frames,) int64 tokens of the text stream; a word outside the vocabulary is silence there."""
     tokens = np.full(frames + DELAY + 64, PAD, np.int64)
     for text, start, end in spans:
+        if text not in TOKENS:
+            continue  # what is outside the vocabulary comes out as nothing
         if end + DELAY - 1 >= len(tokens):
             break
         tokens[start + DELAY - 1] = BOUNDARY

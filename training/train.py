@@ -77,15 +77,18 @@ def parameter_groups(model: torch.nn.Module, decay: float) -> list[dict[str, obj
     return [{"params": wide, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
 
 
+def halved(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Half precision keeps the file small enough to travel; centroids and their averages stay whole."""
+    whole = ("codebooks", "sums", "counts")
+    return {
+        k: v.detach().cpu().to(v.dtype if k.endswith(whole) or not v.is_floating_point() else torch.float16)
+        for k, v in weights.items()
+    }
+
+
 def save(path: Path, model: TrainingModel, ema: dict[str, Tensor], step: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Half precision keeps the file small enough to travel; centroids and their averages stay whole.
-    whole = ("codebooks", "sums", "counts")
-    half = {
-        k: v.detach().cpu().to(v.dtype if k.endswith(whole) or not v.is_floating_point() else torch.float16)
-        for k, v in ema.items()
-    }
-    torch.save({"model": half, "quantized": model.quantizer.on, "step": step}, path)
+    torch.save({"model": halved(ema), "quantized": model.quantizer.on, "step": step}, path)
 
 
 def load(path: Path, model: TrainingModel) -> None:
@@ -215,7 +218,8 @@ def report(
     model.eval()
     began = time.monotonic()
     scores = evaluate_sets(model, held, items, limit=limit)
-    line = {name: round(score.wer, 1) for name, score in scores.items()}
+    # Of what is outside the vocabulary: words heard, for there are none to be wrong about.
+    line = {name: round(score.wer, 1) if score.words else score.insertions for name, score in scores.items()}
     print(f"WER {line} ({time.monotonic() - began:.0f} s)", flush=True)
     model.load_state_dict(current)
     model.mimi.quantizer.refresh()

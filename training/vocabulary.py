@@ -1,4 +1,7 @@
-"""The first tier's words with their pronunciations; knows nothing of audio or of tokens."""
+"""Both tiers' words, words outside them, and how they are pronounced; knows nothing of audio or of tokens."""
+
+import hashlib
+from pathlib import Path
 
 DIGITS = "zero one two three four five six seven eight nine".split()
 TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
@@ -7,7 +10,34 @@ SCALES = "hundred thousand".split()
 JOINTS = "and point minus oh".split()
 NUMBER_WORDS = [*DIGITS, *TEENS, *TENS, *SCALES, *JOINTS]
 CONTROL_WORDS = "yes no stop go start cancel help hello goodbye please thanks".split()
-WORDS = [*NUMBER_WORDS, *CONTROL_WORDS]
+FIRST_TIER = [*NUMBER_WORDS, *CONTROL_WORDS]
+
+COLOURS = "red orange yellow green blue purple pink brown black white gray gold silver".split()
+WEEKDAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
+MONTHS = "january february march april may june july august september october november december".split()
+SPELLING = (
+    "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar papa quebec romeo "
+    "sierra tango uniform victor whiskey yankee zulu"
+).split()
+FUNCTION_WORDS = "the a in at for on off up down is it my me what all".split()
+ROOMS = "kitchen bedroom bathroom garage garden office house upstairs".split()
+DEVICES = "light lights lamp fan heater door window music radio alarm timer".split()
+UNITS = "seconds second minutes minute hours hour".split()
+DAYS = "today tomorrow yesterday tonight morning afternoon evening night noon midnight".split()
+SPANS = "day week month year".split()
+COMMANDS = "turn switch set open close lock play pause resume skip repeat call wake remind message add remove".split()
+LEVELS = "bright dim warm warmer cold hot louder quieter more less next last again now later".split()
+THINGS = "time date weather volume temperature degrees percent song list coffee water dinner lunch home".split()
+MANNERS = "good okay sorry welcome right left wait".split()
+SECOND_TIER = sorted(
+    {
+        *COLOURS, *WEEKDAYS, *MONTHS, *SPELLING, *FUNCTION_WORDS, *ROOMS, *DEVICES, *UNITS, *DAYS, *SPANS, *COMMANDS,
+        *LEVELS, *THINGS, *MANNERS,
+    }
+)  # fmt: skip
+WORDS = [*FIRST_TIER, *SECOND_TIER]
+AMBIGUOUS = {"for", "a"}
+"""Words that are told from others by what stands beside them only (`four`), so that they are never said at random."""
 
 # Pronunciations in plain IPA (espeak's conventions, no length marks in American ones). Several ways to say a word are
 # separated by a space. The engines that take phonemes (Kokoro, Piper) are given one of them at random.
@@ -86,3 +116,28 @@ LEXICON_GB: dict[str, str] = LEXICON_US | {
     "hello": "həlˈəʊ hɛlˈəʊ",
     "please": "plˈiːz",
 }
+
+
+def _more() -> tuple[dict[str, str], dict[str, str]]:
+    """Pronunciations of the second tier and of words outside, as `training.pronounce` wrote them."""
+    american: dict[str, str] = {}
+    british: dict[str, str] = {}
+    for line in (Path(__file__).parent / "lexicon.tsv").read_text().splitlines():
+        word, american[word], british[word] = line.split("\t")
+    return american, british
+
+
+_AMERICAN, _BRITISH = _more()
+LEXICON_US = _AMERICAN | LEXICON_US
+LEXICON_GB = _BRITISH | LEXICON_GB
+
+
+def is_held_out(word: str) -> bool:
+    """Whether a word outside the vocabulary is never said in training: a fifth of them, by hash."""
+    return hashlib.sha256(word.encode()).digest()[0] < 51
+
+
+OUTSIDE = sorted(set(LEXICON_US) - set(WORDS))
+"""Words that must come out as nothing."""
+OUTSIDE_TRAINING = [word for word in OUTSIDE if not is_held_out(word)]
+OUTSIDE_EVALUATION = [word for word in OUTSIDE if is_held_out(word)]

@@ -86,4 +86,14 @@ class Espeak:
                 continue
             later = (t for t, n, p in self.phonemes[i + 1 :] if (p in places and p > place) or n.startswith("_"))
             spans[place] = (start, next(later, len(samples) / sample_rate))
-        return Speech(resample(samples, sample_rate), merge_words(sentence, list(spans.values())))
+        for match in re.finditer(r"\w+", sentence):
+            place = match.start() + 1
+            if place in spans or place == 1:
+                continue
+            # It says some pairs (`in the`) as one word: the letters share its time.
+            before = max(p for p in spans if p < place)
+            start, end = spans[before]
+            letters = len(match[0])
+            cut = end - (end - start) * letters / (letters + place - before - 1)
+            spans[before], spans[place] = (start, cut), (cut, end)
+        return Speech(resample(samples, sample_rate), merge_words(sentence, [spans[p] for p in sorted(spans)]))
