@@ -205,6 +205,7 @@ class ReconnectingAsrClient:
         """End the stream, whatever is still to come."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+        self._end()
         await self._link.close()
 
     def _check(self) -> None:
@@ -226,9 +227,12 @@ class ReconnectingAsrClient:
         except Exception as error:
             self._error = error  # whoever uses the stream is told, even of a bug of ours
         finally:
-            self._ended = True
-            self._readable.set()
-            self._writable.set()
+            self._end()
+
+    def _end(self) -> None:
+        self._ended = True
+        self._readable.set()
+        self._writable.set()
 
     def _tell(self, *events: ReconnectingEvent) -> None:
         self._unread.extend(events)
