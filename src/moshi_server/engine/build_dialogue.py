@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..config import LmConfig, LutConditionerConfig
 from ..speech.dialogue import MAX_PENALTY_CONTEXT, MAX_TOP_K, DialogueSettings, TextPieces
 from ..speech.tokenizer import TextTokenizer
+from .cuda_speech import CudaDialogueRunner
 from .dialogue import DialogueRunner, DialogueStream
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def dialogue_runner(module: LmConfig, lm: LmModel, mimi: Mimi, device: torch.dev
     model = DialogueModel(mimi, lm, spec)
     condition = summed_conditions(lm.condition_provider)
     settings = dialogue_settings(module)
-    return lambda slots: DialogueRunner(model, slots, device, condition=condition, settings=settings)
+    kind = CudaDialogueRunner if device.type == "cuda" else DialogueRunner
+    return lambda slots: kind(model, slots, device, condition=condition, settings=settings)
 
 
 def summed_conditions(provider: ConditionProvider | None) -> Callable[[Mapping[str, str]], torch.Tensor | None]:

@@ -20,6 +20,7 @@ from ..speech.text import SpokenText, TextQueue
 from ..speech.tokenizer import TextTokenizer
 from ..speech.tts import DelayedWords, Machine, PaddedWords, Padding
 from ..speech.voices import Voices, unknown_voice
+from .cuda_speech import CudaTtsRunner
 from .tts import Delivery, TtsRunner, TtsStream, VoiceChoice
 from .voices import VoiceShelf, named_files, voice_files
 
@@ -119,7 +120,8 @@ class Speech:
         default = self.default
         if self.shelf is not None and self.shelf.voices.default is not None:
             default = _with(default, attended=self.shelf.take(default.voice))
-        return TtsRunner(
+        kind = CudaTtsRunner if device.type == "cuda" else TtsRunner
+        return kind(
             self.model, slots, device, begin=self.begin, default=default, text_only=self.text_only, on_words=on_words
         )
 

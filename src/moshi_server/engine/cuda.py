@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..audio import FRAME_SIZE
@@ -51,7 +51,7 @@ class CudaSttRunner(SttRunner):
         self._slots = slots
         self._device = device
         self._state = model.init_state(slots + 1, device=device, eight_bit_kv=eight_bit_kv)
-        self._counters = list(_counters(self._state))
+        self._counters = list(counters(self._state))
         padding = torch.zeros(1 + FRAME_SIZE)
         padding[0] = slots
         self._bucketed = BucketedStep(self._advance, slots, padding, device, graphs=graphs)
@@ -59,13 +59,17 @@ class CudaSttRunner(SttRunner):
 
     def step(self, slots: Sequence[int], inputs: Sequence[Any]) -> list[AsrOutput]:
         """One `Frame` of 1920 samples for each slot; one `AsrOutput` each."""
+        return self.launch(slots, inputs)()
+
+    def launch(self, slots: Sequence[int], inputs: Sequence[Any]) -> Callable[[], list[AsrOutput]]:
+        """As `step`, without waiting for the device: what is returned does."""
         count = len(slots)
         rows = self._bucketed.inputs
         rows[:count, 0] = slots
         for row, frame in zip(rows, inputs, strict=False):
             row[1:] = frame
-        made = self._bucketed.run(count).tolist()
-        return [AsrOutput(int(row[0]), tuple(row[1:])) for row in made]
+        self._bucketed.launch(count)
+        return lambda: [AsrOutput(int(row[0]), tuple(row[1:])) for row in self._bucketed.result().tolist()]
 
     def warmup(self) -> None:
         """Two steps of silence in every bucket."""
@@ -84,7 +88,7 @@ class CudaSttRunner(SttRunner):
         return made
 
 
-def _counters(state: State) -> Iterator[Tensor]:
+def counters(state: State) -> Iterator[Tensor]:
     """The positions and numbers of steps of a state: what is one integer a slot."""
     from ..model.streaming import leaves
 

@@ -173,6 +173,7 @@ class DialogueRunner:
         *,
         condition: Callable[[Mapping[str, str]], torch.Tensor | None],
         settings: DialogueSettings | None = None,
+        spare: int = 0,
     ) -> None:
         import torch
 
@@ -182,7 +183,7 @@ class DialogueRunner:
         self._device = device
         self._condition = condition
         self._default = settings or DialogueSettings()
-        self._state = model.init_state(slots, device=device)
+        self._state = model.init_state(slots + spare, device=device)  # ``spare`` are slots that no stream has
         self._steps = [0] * slots
         pin = device.type == "cuda"
         self._pcm = torch.zeros(slots, FRAME_SIZE, pin_memory=pin)

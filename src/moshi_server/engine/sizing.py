@@ -29,6 +29,7 @@ from ..gpu import (
     QuantizeRequest,
     TransformerShape,
     Weights,
+    captured_step,
     codec_shape,
     codec_weights,
     cpu_cores,
@@ -87,6 +88,17 @@ def module_request(name: str, module: Module, read: ReadHeader, *, on_gpu: bool 
             return _speech_to_text(name, module, read, captured=on_gpu)
         case PyBatchedAsrConfig():
             return ModuleRequest(name, module.batch_size)
+        case PyConfig() | LmConfig() | TtsConfig():
+            request = _speaking(name, module, read)
+            if on_gpu and request.per_stream:
+                step = Weights(f"captured step of {name}", captured_step(request.per_stream))
+                request = replace(request, weights=(*request.weights, step))
+            return request
+    return None
+
+
+def _speaking(name: str, module: PyConfig | LmConfig | TtsConfig, read: ReadHeader) -> ModuleRequest:
+    match module:
         case PyConfig():
             return py_request(name, module, read, _key)
         case LmConfig():
@@ -96,7 +108,6 @@ def module_request(name: str, module: Module, read: ReadHeader, *, on_gpu: bool 
             parameters = header.elements if header is not None else 0
             request = tts_request(name, module, read, _key, transformer_shape(module.model.transformer))
             return replace(request, quantize=_quantize(module, header, parameters))
-    return None
 
 
 def lm_shape(config: LmModelConfig) -> LmShape:

@@ -290,6 +290,7 @@ class TtsRunner:
         begin: tells the model how the stream of a slot is spoken.
         default: how the warm-up speaks.
         text_only: see `TEXT_ONLY_BETWEEN`.
+        spare: slots that the state has beside.
         on_words: told after each step how often streams had to wait for words since the last, and how many ran.
     """
 
@@ -303,6 +304,7 @@ class TtsRunner:
         default: Delivery,
         text_only: int = TEXT_ONLY_BETWEEN,
         on_words: Callable[[int, int], None] = lambda missing, running: None,
+        spare: int = 0,
     ) -> None:
         import torch
 
@@ -315,7 +317,7 @@ class TtsRunner:
         self._text_only = text_only
         self._on_words = on_words
         self._missing = 0
-        self._state = model.init_state(slots, device=device)
+        self._state = model.init_state(slots + spare, device=device)
         self._steps = [0] * slots
         self._guided = [False] * slots
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -160,8 +161,17 @@ def stt_step(lm: LmShape, codec: CodecShape, streams: int | Literal["auto"], *, 
     rows = CODEC_ROWS if streams == "auto" else min(streams, CODEC_ROWS)
     kv = kv_cache(lm, eight_bit=eight_bit_kv)
     scratch = kv.fixed + _tokens(lm) + 4 * codec.encoder_state
-    fixed = scratch + rows * CAPTURED_CODEC_TENSORS * _widest(codec) + GRAPHS_BYTES
+    # Beside the weights of convolutions and the centroids stands what a GPU multiplies with.
+    split = 4 * codec.split_parameters(lm.audio_codebooks)
+    fixed = scratch + split + rows * CAPTURED_CODEC_TENSORS * _widest(codec) + GRAPHS_BYTES
     return Cost("captured step", "estimate", kv.elements, fixed)
+
+
+def captured_step(per_stream: Sequence[Cost]) -> Cost:
+    """What captured speech or dialogue takes however many streams run: the scratch slot, the graphs."""
+    slot = [cost for cost in per_stream if cost.origin != "estimate"]
+    fixed = sum(cost.fixed for cost in slot) + GRAPHS_BYTES
+    return Cost("captured step", "estimate", sum(cost.elements for cost in slot), fixed)
 
 
 def _tokens(lm: LmShape) -> int:

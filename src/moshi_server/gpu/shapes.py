@@ -229,6 +229,11 @@ class CodecShape:
         convolutions = sum(convolution.parameters for convolution in self._encoder_convolutions())
         return convolutions + self.transformer.parameters + down + projections + centroids
 
+    def split_parameters(self, codebooks: int) -> int:
+        """Numbers in what a GPU keeps a second time, split in halves, of what recognition loads."""
+        convolutions = sum(each.into * each.out * each.kernel for each in self._encoder_convolutions())
+        return convolutions + codebooks * self.quantizer.bins * self.quantizer.dimension
+
     def decoder_parameters(self) -> int:
         """Numbers in what speaking loads beside the encoder."""
         d, quantizer = self.seanet.dimension, self.quantizer

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 Step = Callable[[Tensor], Tensor]
+Pool = tuple[int, int]
 
 _DOUBLING_UP_TO = 32
 
@@ -30,6 +31,11 @@ def bucket_sizes(rows: int) -> list[int]:
     return [*sizes, rows]
 
 
+def graph_pool(device: torch.device) -> Pool | None:
+    """Memory that the graphs of several steps may share; None where there are no graphs."""
+    return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+
 class BucketedStep:
     """Runs a step on rows that the caller writes into ``inputs``, in one copy each way through pinned memory.
 
@@ -38,9 +44,19 @@ class BucketedStep:
         rows: the most rows of a step.
         padding: the row (width,) that fills a bucket up.
         graphs: capture each bucket; without, the same step is called as it is, on any device.
+        pool: the memory that graphs work in, of `graph_pool`; steps that never run at once may share one.
     """
 
-    def __init__(self, step: Step, rows: int, padding: Tensor, device: torch.device, *, graphs: bool = True) -> None:
+    def __init__(
+        self,
+        step: Step,
+        rows: int,
+        padding: Tensor,
+        device: torch.device,
+        *,
+        graphs: bool = True,
+        pool: Pool | None = None,
+    ) -> None:
         pin = device.type == "cuda"
         self._step = step
         self._padding = padding
@@ -54,11 +70,12 @@ class BucketedStep:
         self._written = 0  # rows from here on are padding
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._outputs: Tensor | None = None
+        self._result: Tensor | None = None
         self._done: torch.cuda.Event | None = None
         if pin:
             self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         if graphs and pin:
-            self._capture()
+            self._capture(pool or torch.cuda.graph_pool_handle())
 
     @property
     def sizes(self) -> Sequence[int]:
@@ -66,10 +83,12 @@ class BucketedStep:
         return self._sizes
 
     def run(self, count: int) -> Tensor:
-        """The outputs (count, outputs), on the host, of the first ``count`` rows; good until the next call.
+        """The outputs (count, outputs), on the host, of the first ``count`` rows; good until the next call."""
+        self.launch(count)
+        return self.result()
 
-        While the device works, other threads run: this one waits without the interpreter.
-        """
+    def launch(self, count: int) -> None:
+        """Begin a step of the first ``count`` rows. They may be written again once `result` has returned."""
         size = next(size for size in self._sizes if size >= count)
         self._inputs[count : min(size, self._written)] = self._padding
         if self._written <= size:
@@ -77,15 +96,25 @@ class BucketedStep:
         with torch.inference_mode(), self._chosen():
             self._on_device[:size].copy_(self._inputs[:size], non_blocking=True)
             made = self._replay(size)[:count]
+            self._result = made
             if self._done is None:
-                return made
+                return
             if self._outputs is None:
                 self._outputs = torch.empty(len(self._inputs), made.shape[1], pin_memory=True)
-            outputs = self._outputs[:count]
-            outputs.copy_(made, non_blocking=True)
+            self._result = self._outputs[:count]
+            self._result.copy_(made, non_blocking=True)
             self._done.record()
-        self._done.synchronize()
-        return outputs
+
+    def result(self) -> Tensor:
+        """The outputs (count, outputs), on the host, of what was launched; good until the next step.
+
+        While the device works, other threads run: this one waits without the interpreter.
+        """
+        assert self._result is not None, "nothing was launched"
+        result, self._result = self._result, None
+        if self._done is not None:
+            self._done.synchronize()
+        return result
 
     def _chosen(self) -> AbstractContextManager[None]:
         """Streams, events and kernels are those of the device that is current."""
@@ -98,9 +127,8 @@ class BucketedStep:
         graph.replay()
         return made
 
-    def _capture(self) -> None:
+    def _capture(self, pool: Pool) -> None:
         # The largest first: the others then fit into the memory that it has made the pool take.
-        pool = torch.cuda.graph_pool_handle()
         side: torch.cuda.Stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         with torch.inference_mode(), torch.cuda.device(self._device):
             for size in reversed(self._sizes):
