@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test check format clean
+.PHONY: help demo install test check format fuzz soak clean
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(MAKEFILE_LIST) | awk '{ name = $$1; $$1 = ""; printf "make %-8s%s\n", name, $$0 }'
@@ -31,6 +31,13 @@ check: $(VENV)/installed-dev ## style, types and layers only
 format: $(VENV)/installed-dev ## put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+fuzz: $(VENV)/installed-dev ## feed every decoder with broken input: make fuzz INPUTS=1000000, or MINUTES=5
+	@$(PIP) install --quiet --group fuzz || echo "no atheris for this Python: the search is not guided by coverage"
+	$(BIN)/python benchmarks/fuzz.py $(if $(MINUTES),--minutes $(MINUTES),--inputs $(or $(INPUTS),100000))
+
+soak: $(VENV)/installed-dev ## streams of all modules come and go: make soak MINUTES=30
+	$(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),30)
 
 clean: ## remove what was built, .venv too
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -194,7 +194,7 @@ class TextSplitter:
         held, self._held = self._held, ""
         at = held.rfind("<")
         for joined in (held + text, f"{held} {text}"):
-            if _BREAK.match(joined, at) or _undecided(joined) <= at:
+            if _BREAK.match(joined, at) or _pause_begun(joined) == at:
                 return joined, []
         return text, list(_split(held))
 
