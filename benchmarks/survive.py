@@ -148,6 +148,7 @@ async def kill_some(workers: Sequence[Worker], args: argparse.Namespace, chance:
     async def one(worker: Worker) -> None:
         worker.kill()
         worker.kills += 1
+        print(f"worker {worker.number} is killed", file=sys.stderr)
         await asyncio.sleep(args.down)
         worker.start()
         await worker.wait_healthy()
@@ -216,6 +217,7 @@ async def run(args: argparse.Namespace, folder: Path) -> dict:
         orders = [chance.sample(samples(), len(samples())) for _ in range(min(args.streams, args.orders))]
         played = [recording(order, args.seconds) for order in orders]
         await asyncio.gather(*(worker.wait_healthy() for worker in workers))
+        print(f"{args.workers} workers are ready", file=sys.stderr)
         wholes = []
         for pcm, _ in played:
             async with ReconnectingAsrClient.connect(workers[0].url, api_key=API_KEY) as client:
@@ -229,6 +231,7 @@ async def run(args: argparse.Namespace, folder: Path) -> dict:
             except Exception as error:
                 stories[index].error = repr(error)
 
+        print(f"{args.streams} streams begin", file=sys.stderr)
         killing = asyncio.create_task(kill_some(workers, args, random.Random(args.seed + 1)))
         begun = time.monotonic()
         await asyncio.gather(*(one(index) for index in range(args.streams)))
@@ -255,6 +258,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="keep the figures")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no worker is left behind
     with tempfile.TemporaryDirectory() as folder:
         figures = asyncio.run(run(args, Path(folder)))
     for name, value in figures.items():
