@@ -192,7 +192,7 @@ def convolve(
 def _shape(rows: int, outputs: int, window: int, halves: bool) -> tuple[int, int, int, int, int]:
     """The fastest of the rows, outputs and numbers at once, warps and stages that were tried on an H100."""
     if halves:
-        return 64, min(128, triton.next_power_of_2(max(16, outputs))), 32, 4, 3
+        return split_shape(rows, outputs, window)
     if window <= 16:
         return 32, 64, 16, 2, 4
     if outputs <= 32:
@@ -202,3 +202,15 @@ def _shape(rows: int, outputs: int, window: int, halves: bool) -> tuple[int, int
     if rows <= 512:
         return 16, 64, 64, 4, 4
     return 64, 64, 16, 2, 4
+
+
+def split_shape(rows: int, outputs: int, window: int) -> tuple[int, int, int, int, int]:
+    """As `_shape`, for split weights: large tiles where there are enough of them for the whole card."""
+    if outputs <= 16:
+        return (64, 16, 32, 4, 4) if rows > 4096 else (64, 16, 64, 4, 3)
+    if outputs <= 32:
+        return (64, 32, 32, 4, 3) if rows > 8192 else (16, 32, 64, 4, 4)
+    if triton.cdiv(rows, 64) * triton.cdiv(outputs, 128) >= 96:
+        return (64, 64, 32, 4, 4) if outputs <= 64 or window <= 128 else (64, 128, 32, 4, 3)
+    programs = triton.cdiv(rows, 16) * triton.cdiv(outputs, 64)
+    return (16, 32, 128, 4, 3) if programs <= 64 and outputs >= 512 else (16, 64, 64, 4, 3)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Step = Callable[[Tensor], Tensor]
-Pool = tuple[int, int]
+Pool = Any  # torch keeps the name of this type to itself
 
 _DOUBLING_UP_TO = 32
 

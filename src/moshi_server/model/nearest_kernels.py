@@ -77,7 +77,7 @@ def nearest(
     half_norms: Tensor,
     codes: Tensor,
     *,
-    shape: tuple[int, int, int, int, int] = (64, 128, 32, 4, 3),
+    shape: tuple[int, int, int, int, int] | None = None,
 ) -> None:
     """Find each row's nearest centroid, the first of equals, and take it away from the row.
 
@@ -91,7 +91,7 @@ def nearest(
     """
     rows, width = x.shape
     bins = len(centroids)
-    block_m, block_n, block_k, warps, stages = shape
+    block_m, block_n, block_k, warps, stages = shape or _shape(rows)
     tiles = triton.cdiv(bins, block_n)
     least = torch.empty(rows, tiles, device=x.device, dtype=torch.float32)
     index = torch.empty(rows, tiles, device=x.device, dtype=torch.int32)
@@ -105,3 +105,8 @@ def nearest(
         BINS=bins, TILES=tiles, LANES=triton.next_power_of_2(tiles), WIDTH=width, WIDE=triton.next_power_of_2(width),
         num_warps=1,
     )  # fmt: skip
+
+
+def _shape(rows: int) -> tuple[int, int, int, int, int]:
+    """The fastest that were tried on an H100."""
+    return (16, 64, 64, 4, 3) if rows <= 256 else (64, 128, 32, 4, 3)

@@ -86,7 +86,8 @@ class TtsModel(nn.Module):
         self.lm = lm
         self.depformer = lm.depformer
         self.spec = spec
-        self.register_buffer("delays", torch.tensor(spec.delays), persistent=False)
+        delays = torch.tensor(spec.delays, device=lm.text_emb.weight.device)
+        self.register_buffer("delays", delays, persistent=False)
 
     def init_state(self, slots: int, *, device: torch.device | str | None = None) -> State:
         """All-zero state: of the language model (rows ``slots`` and up are what guides) and of Mimi's decoder, and for
