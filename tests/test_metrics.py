@@ -164,14 +164,16 @@ def test_8_gpu_gauges_appear_with_a_reading() -> None:
 
 def test_each_modules_slots_are_read_at_the_scrape() -> None:
     metrics = Metrics()
-    slots = [SlotReading("asr", "BatchedAsr", 1, 64)]
+    slots = [SlotReading("asr", "BatchedAsr", used=1, total=64, free=63, waiting=2)]
     metrics.watch_slots(lambda: slots)
-    slots.append(SlotReading("tts", "Py", 0, 8))
+    slots.append(SlotReading("tts", "Py", used=0, total=8, free=0, waiting=0))
     types, samples = scrape(metrics)
     assert types["module_slots"] == types["module_slots_used"] == "gauge"
     assert samples["module_slots", (("module", "asr"), ("type", "BatchedAsr"))] == 64
     assert samples["module_slots_used", (("module", "asr"), ("type", "BatchedAsr"))] == 1
     assert samples["module_slots", (("module", "tts"), ("type", "Py"))] == 8
+    assert samples["module_slots_free", (("module", "asr"), ("type", "BatchedAsr"))] == 63
+    assert samples["module_slots_waiting", (("module", "asr"), ("type", "BatchedAsr"))] == 2
 
 
 @pytest.mark.parametrize("kind", ["BatchedAsr", "Tts", "Mimi", "PyPost"])

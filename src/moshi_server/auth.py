@@ -13,7 +13,7 @@ import hmac
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 from urllib.parse import unquote
@@ -41,11 +41,15 @@ _SHORTEST_SECRET: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who was let in. ``name`` is fit for a log: a masked key, or the user's id."""
+    """Who was let in. ``name`` is fit for a log: a masked key, or the user's id.
+
+    ``identity`` tells two callers apart whose names are masked alike; it is no secret.
+    """
 
     method: Literal["api_key", "token", "cookie", "open"]
     name: str
     session_id: str = ""
+    identity: str = field(default="", compare=False, repr=False)
 
 
 OPEN: Final = Caller("open", "anyone")
@@ -126,7 +130,7 @@ class Authenticator:
             if hmac.compare_digest(known, digest):
                 accepted = masked
         if accepted:
-            return Caller("api_key", accepted)
+            return Caller("api_key", accepted, identity=digest.hex()[:16])
         if self._secret is not None and looks_like_token(key):
             return self._check_token(key, now, "token")
         raise AuthError(INVALID_KEY, "the API key is not known here", hint="check the key, or ask the operator for one")
@@ -221,9 +225,9 @@ def _fields(claims: dict[str, Any], name: str, required: tuple[str, ...]) -> dic
     part = claims.get(name)
     if not isinstance(part, dict):
         raise _invalid(f"the token has no {name!r}")
-    for field in required:
-        if not isinstance(part.get(field), str) or not part[field]:
-            raise _invalid(f"the token's {name!r} has no {field!r}")
+    for key in required:
+        if not isinstance(part.get(key), str) or not part[key]:
+            raise _invalid(f"the token's {name!r} has no {key!r}")
     return part
 
 

@@ -11,11 +11,12 @@ MoshiServerError
 ├── ServerUnreachableError a client found no server, or none of this kind, at the address
 └── SessionError           one stream's end; others go on
     ├── InvalidMessageError    the client sent something that is not of the protocol
+    │   └── TooLargeError          a message or a request's body is over its limit
     ├── NoFreeSlotError        every slot is taken
     ├── ClientTimeoutError     the client sent nothing, or did not read, for too long
     ├── SessionLimitError      the stream reached its time limit
     ├── ResourceNotFoundError  a voice or room that does not exist
-    ├── RateLimitedError       too many sessions or messages for one key
+    ├── RateLimitedError       too many sessions for one key, at once or in a minute
     ├── GoingAwayError         the server is shutting down
     └── EngineFailedError      the model loop has stopped
         └── ScriptError            a user's Python script failed, hangs, or does not keep its contract
@@ -86,18 +87,37 @@ class ServerUnreachableError(MoshiServerError):
 
 
 class SessionError(MoshiServerError):
-    """The end of one stream, with the reason. It never concerns another stream."""
+    """The end of one stream, with the reason. It never concerns another stream.
+
+    ``limit`` names the limit that it ran into, in one word for a metric; empty if it was none.
+    """
+
+    limit: str = ""
+
+    def __init__(self, message: str, *, hint: str = "", limit: str = "") -> None:
+        super().__init__(message, hint=hint)
+        if limit:
+            self.limit = limit
 
 
 class InvalidMessageError(SessionError):
     """A message that the protocol does not allow."""
 
 
+class TooLargeError(InvalidMessageError):
+    """A message or a request's body is larger than the module takes."""
+
+    limit = "message_size"
+
+
 class NoFreeSlotError(SessionError):
     """Every slot of the module is taken."""
 
-    def __init__(self, message: str = "no free channels", *, hint: str = "") -> None:
-        super().__init__(message, hint=hint or "try again later, or raise batch_size in the module's configuration")
+    limit = "slots"
+
+    def __init__(self, message: str = "no free channels", *, hint: str = "", limit: str = "") -> None:
+        hint = hint or "try again later, or raise batch_size in the module's configuration"
+        super().__init__(message, hint=hint, limit=limit)
 
 
 class ClientTimeoutError(SessionError):
@@ -107,17 +127,23 @@ class ClientTimeoutError(SessionError):
 class SessionLimitError(SessionError):
     """The stream reached the longest duration that the module allows."""
 
+    limit = "session_time"
+
 
 class ResourceNotFoundError(SessionError):
     """A voice or room that does not exist here."""
 
 
 class RateLimitedError(SessionError):
-    """Too many sessions or messages for one key."""
+    """Too many sessions at once for one key, or too many begun in a minute."""
+
+    limit = "rate"
 
 
 class GoingAwayError(SessionError):
     """The server is shutting down."""
+
+    limit = "draining"
 
 
 class EngineFailedError(SessionError):

@@ -176,6 +176,13 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class GoingAway:
+    """Server, only if asked: it is told to end, and closes this stream in so many seconds; others take new ones."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Error:
     """Server: why this stream ends."""
 
@@ -183,8 +190,8 @@ class Error:
 
 
 AsrClientEvent = Init | Audio | OggOpus | Marker | Flush
-AsrServerEvent = Ready | Word | EndWord | Step | Marker | Flush | Turn | Error
+AsrServerEvent = Ready | Word | EndWord | Step | Marker | Flush | Turn | GoingAway | Error
 TtsClientEvent = SpeechSettings | Text | NextSpeaker | Voice | Eos
-TtsServerEvent = Ready | Audio | OggOpus | SpokenWord | Error
+TtsServerEvent = Ready | Audio | OggOpus | SpokenWord | GoingAway | Error
 DialogueClientEvent = Settings | Audio | Control | Metadata
-DialogueServerEvent = Ready | Audio | Text | Metadata | Error
+DialogueServerEvent = Ready | Audio | Text | Metadata | GoingAway | Error

@@ -59,6 +59,8 @@ class SlotReading(NamedTuple):
     kind: str
     used: int
     total: int
+    free: int
+    waiting: int
 
 
 class ExactCounter:
@@ -230,6 +232,9 @@ class Metrics:
         self.connection_errors = self._counter(
             "connection_error_total", "Streams that an error ended.", "error_type", "module"
         )
+        self.limits = self._counter(
+            "limit_refusals_total", "Streams and requests that ran into a limit, by limit.", "limit", "module"
+        )
         self.streams_opened = self._counter(
             "module_streams_opened_total", "Streams that took a slot of a module.", "module", "type"
         )
@@ -247,8 +252,13 @@ class Metrics:
         return ModuleMetrics(self, families.get(kind), labels)
 
     def watch_slots(self, read: Callable[[], Iterable[SlotReading]]) -> None:
-        """Export what this says at each scrape as ``module_slots`` and ``module_slots_used``."""
+        """Export what this says at each scrape as ``module_slots``, and those used, free and waited for."""
         self.registry.register(_SlotCollector(read))
+
+    def watch_ready(self, ready: Callable[[], bool]) -> None:
+        """Export at each scrape as ``worker_ready`` whether a stream can be opened."""
+        gauge = Gauge("worker_ready", "1 if a stream can be opened now, as /ready says.", registry=self.registry)
+        gauge.set_function(lambda: float(ready()))
 
     def closed(self, code: int) -> None:
         """A WebSocket was closed with this code."""
@@ -285,10 +295,19 @@ class _SlotCollector(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         total = GaugeMetricFamily("module_slots", "Streams that a module can serve at once.", labels=["module", "type"])
         used = GaugeMetricFamily("module_slots_used", "Streams that a module serves.", labels=["module", "type"])
+        free = GaugeMetricFamily(
+            "module_slots_free",
+            "Streams that can be opened now: none while the module warms up, drains or has failed.",
+            labels=["module", "type"],
+        )
+        waiting = GaugeMetricFamily("module_slots_waiting", "Requests that wait for a slot.", labels=["module", "type"])
         for reading in self._read():
-            total.add_metric([reading.module, reading.kind], reading.total)
-            used.add_metric([reading.module, reading.kind], reading.used)
-        yield from (total, used)
+            labels = [reading.module, reading.kind]
+            total.add_metric(labels, reading.total)
+            used.add_metric(labels, reading.used)
+            free.add_metric(labels, reading.free)
+            waiting.add_metric(labels, reading.waiting)
+        yield from (total, used, free, waiting)
 
 
 class _SystemCollector(Collector):

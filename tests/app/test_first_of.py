@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 
-from moshi_server.app.websocket import first_of
+from moshi_server.app.waiting import first_of
 
 
 class Held:

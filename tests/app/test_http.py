@@ -198,6 +198,8 @@ async def test_8_build_info_and_status_tell_no_secrets() -> None:
                 "auth": True,
                 "used_slots": 0,
                 "total_slots": 4,
+                "free_slots": 4,
+                "waiting": 0,
             }
         ]
         assert secret not in answer.text

@@ -315,6 +315,20 @@ LINES: dict[str, tuple[str, ...]] = {
     "8 SIGTERM: 503, no new session, running ones finish, then 1001": (
         "app/test_worker.py::test_8_a_signal_lets_running_streams_finish",
         "app/test_worker.py::test_8_streams_that_do_not_finish_are_closed_with_1001_after_the_grace_time",
+        "app/test_life.py::test_8_a_recording_posted_before_the_end_is_answered_and_one_after_it_is_503",
+    ),
+    "8 running streams are told of SIGTERM if they asked": (
+        "app/test_life.py::test_8_a_stream_that_asked_for_notices_is_told_that_the_server_ends_and_goes_on",
+        "app/test_life.py::test_8_text_to_speech_is_told_in_its_message_formats_only",
+        "app/test_life.py::test_8_a_dialogue_is_told_by_metadata",
+        "app/test_life.py::test_8_a_rooms_producer_and_listeners_are_told_if_they_asked",
+        "app/test_life.py::test_8_a_realtime_session_is_told_by_an_event",
+    ),
+    "8 /live and /ready": (
+        "app/test_life.py::test_8_ready_says_why_not_while_it_warms_up",
+        "app/test_life.py::test_8_ready_counts_slots_and_says_full",
+        "app/test_life.py::test_8_ready_says_draining_and_live_does_not_mind",
+        "app/test_life.py::test_8_live_is_red_once_the_model_has_failed_for_good",
     ),
     "8 names, labels and buckets are upstream's": (
         "test_metrics.py::test_8_counters_and_gauges_have_upstreams_names_types_and_labels",
@@ -348,6 +362,6 @@ def test_each_line_is_held_by_tests_that_exist(line: str) -> None:
 def test_each_test_of_these_sections_is_in_the_table() -> None:
     """Whoever adds a test by the convention is told to say which line it holds, for the sections' main files."""
     named = {test for tests in LINES.values() for test in tests}
-    for file in ("cli/test_worker.py", "app/test_worker.py", "app/test_http.py"):
+    for file in ("cli/test_worker.py", "app/test_worker.py", "app/test_http.py", "app/test_life.py"):
         numbered = {f"{file}::{name}" for name in names_in(file) if re.match(r"test_[178]_", name)}
         assert numbered - named == set()

@@ -33,6 +33,7 @@ _REFUSALS: Final = {
     404: "there is no such voice or model",
     408: "the client was too slow",
     413: "the request is too large",
+    429: "this key has too many streams and requests, at once or in a minute",
     500: "the model has failed",
     503: "no place came free, or the server is being stopped",
 }

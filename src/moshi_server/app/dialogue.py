@@ -9,11 +9,11 @@ from starlette.websockets import WebSocket
 
 from ..audio import OpusDecoder, OpusEncoder
 from ..errors import AudioError, InvalidMessageError
-from ..events import Audio, Control, Metadata, Ready, Settings, Text
-from ..metrics import Metrics
+from ..events import Audio, Control, GoingAway, Metadata, Ready, Settings, Text
 from ..protocol import moshi
 from ..protocol.moshi import Action, Frame, Kind
 from .module import ServedModule
+from .routes import ServerState
 from .websocket import Channel, Pump
 
 _ACTIONS: Final = {
@@ -22,6 +22,11 @@ _ACTIONS: Final = {
     Action.PAUSE: Control("pause"),
     Action.RESTART: Control("restart"),
 }
+
+
+def going_away(seconds: float) -> bytes:
+    """What a client of one-byte kinds is told that asked for notices: metadata, since no kind is left for it."""
+    return moshi.metadata({"going_away": seconds}).to_bytes()
 
 
 class DialogueWire:
@@ -55,6 +60,8 @@ class DialogueWire:
                 return moshi.text(words).to_bytes()
             case Metadata(value=value):
                 return moshi.metadata(value).to_bytes()
+            case GoingAway(seconds=seconds):
+                return going_away(seconds)
         return None
 
     def farewell(self, message: str) -> bytes:
@@ -76,8 +83,8 @@ class DialogueWire:
 class DialoguePump(Pump):
     """One conversation, from the accepted upgrade to the close; the query says how it is to be held."""
 
-    def __init__(self, websocket: WebSocket, module: ServedModule, metrics: Metrics) -> None:
-        super().__init__(websocket, module, DialogueWire(), metrics)
+    def __init__(self, websocket: WebSocket, module: ServedModule, state: ServerState) -> None:
+        super().__init__(websocket, module, DialogueWire(), state)
         self._query: Mapping[str, str] = dict(websocket.query_params)
 
     async def _open(self) -> Channel:

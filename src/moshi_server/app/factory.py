@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Awaitable, Callable
@@ -17,10 +18,20 @@ from .. import __version__
 from ..auth import Caller, refusal
 from ..config import Module
 from ..engine.hooks import EngineHooks
-from ..errors import AuthError, InvalidMessageError
+from ..errors import AuthError, InvalidMessageError, RateLimitedError
 from ..metrics import ModuleMetrics
 from .access import check_caller
-from .describe import BINARY, WAV, add_credentials, add_described, add_other_methods, add_upgrade, json_body
+from .admission import Held, Refusal
+from .describe import (
+    BINARY,
+    WAV,
+    Endpoint,
+    add_credentials,
+    add_described,
+    add_other_methods,
+    add_upgrade,
+    json_body,
+)
 from .dialogue import DialoguePump
 from .module import ClientLimits, RoomsSpec, ServedModule
 from .openai import add_openai
@@ -30,7 +41,7 @@ from .rooms import ListenerPump, ProducerPump, Rooms
 from .routes import ServerState, api
 from .speech import SpeechPump, StreamQuery
 from .synthesis import PostQuery, SpeechPosts
-from .upload import Uploads, Words
+from .upload import Uploads, Words, refusal_of
 from .websocket import Pump
 from .wire import AsrWire, Wire
 
@@ -51,6 +62,7 @@ def create_app(state: ServerState, *, static_dir: str | Path | None = None) -> F
     )
     app.include_router(api(state))
     state.metrics.watch_slots(state.slots)
+    state.metrics.watch_ready(lambda: state.readiness(state.modules) == "ready")
     for module in state.modules:
         if module.kind in ASR_KINDS:
             _add_speech_to_text(app, module, state)
@@ -107,6 +119,7 @@ def limits_of(config: Module) -> ClientLimits:
         message_seconds=config.message_timeout_seconds,
         send_seconds=config.send_timeout_seconds,
         post_wait_seconds=config.post_wait_seconds,
+        upload_seconds=config.upload_timeout_seconds,
         max_message_bytes=int(config.max_message_mb * 2**20),
         max_upload_bytes=int(config.max_upload_mb * 2**20),
     )
@@ -118,24 +131,16 @@ def _add_speech_to_text(app: FastAPI, module: ServedModule, state: ServerState) 
     def wire(websocket: WebSocket) -> Wire:
         return AsrWire(turns=websocket.query_params.get("turns") in ("1", "true"))
 
-    async def post(request: Request) -> Response:
-        refused = _check(request, module, state)
-        return refused if isinstance(refused, Response) else await uploads.answer(request)
-
     app.add_api_websocket_route(module.path, _stream(module, state, wire))
     add_described(
-        app, module.path, post, f"{module.name}: a whole recording to words",
-        takes=BINARY, answer=json_body(Words), auth=module.auth, refusals=(400, 401, 408, 413, 500, 503),
+        app, module.path, _posts(module, state, uploads.answer), f"{module.name}: a whole recording to words",
+        takes=BINARY, answer=json_body(Words), auth=module.auth, refusals=(400, 401, 408, 413, 429, 500, 503),
     )  # fmt: skip
     add_upgrade(app, module.path, _upgrade_required)
 
 
 def _add_text_to_speech(app: FastAPI, module: ServedModule, state: ServerState) -> None:
     posts = SpeechPosts(module)
-
-    async def post(request: Request) -> Response:
-        refused = _check(request, module, state)
-        return refused if isinstance(refused, Response) else await posts.answer(request)
 
     async def stream(websocket: WebSocket) -> None:
         caller = _check(websocket, module, state)
@@ -147,20 +152,20 @@ def _add_text_to_speech(app: FastAPI, module: ServedModule, state: ServerState) 
         except InvalidMessageError as error:
             await websocket.send_denial_response(JSONResponse({"error": error.message, "hint": error.hint}, 400))
         else:
-            await SpeechPump(websocket, module, query, state.metrics).run(caller)
+            await SpeechPump(websocket, module, query, state).run(caller)
 
     (path,) = _stream_paths(module)
     app.add_api_websocket_route(path, stream)
     add_upgrade(app, path, _sockets_only)
     add_described(
-        app, module.path, post, f"{module.name}: a text to a wav",
+        app, module.path, _posts(module, state, posts.answer), f"{module.name}: a text to a wav",
         takes=json_body(PostQuery), answer=WAV, auth=module.auth,
     )  # fmt: skip
 
 
 def _add_dialogue(app: FastAPI, module: ServedModule, state: ServerState) -> None:
     def pump(websocket: WebSocket) -> Pump:
-        return DialoguePump(websocket, module, state.metrics)
+        return DialoguePump(websocket, module, state)
 
     app.add_api_websocket_route(module.path, _socket(module, state, pump))
     add_upgrade(app, module.path, _sockets_only)
@@ -169,38 +174,56 @@ def _add_dialogue(app: FastAPI, module: ServedModule, state: ServerState) -> Non
 def _add_post(app: FastAPI, module: ServedModule, state: ServerState) -> None:
     uploads = VoiceUploads(module)
 
-    async def post(request: Request) -> Response:
-        refused = _check(request, module, state)
-        return refused if isinstance(refused, Response) else await uploads.answer(request)
-
     add_described(
-        app, module.path, post, f"{module.name}: a recording to an array",
-        takes=BINARY, answer=BINARY, auth=module.auth, refusals=(400, 401, 408, 413, 500, 503),
+        app, module.path, _posts(module, state, uploads.answer), f"{module.name}: a recording to an array",
+        takes=BINARY, answer=BINARY, auth=module.auth, refusals=(400, 401, 408, 413, 429, 500, 503),
     )  # fmt: skip
 
 
 def _add_rooms(app: FastAPI, module: ServedModule, spec: RoomsSpec, state: ServerState) -> None:
     rooms = Rooms(spec)
+    module.at_drain.append(rooms.tell)
     module.at_end.append(rooms.end)
     # A listener has nothing to say: only its silence at the transport counts.
     limits = replace(module.limits, message_seconds=math.inf)
     listening = replace(module, path=spec.listen_path, auth=spec.auth, limits=limits)
 
     def producer(websocket: WebSocket) -> Pump:
-        return ProducerPump(websocket, module, rooms, state.metrics)
+        return ProducerPump(websocket, module, rooms, state)
 
     def listener(websocket: WebSocket) -> Pump:
-        return ListenerPump(websocket, listening, rooms, state.metrics)
+        return ListenerPump(websocket, listening, rooms, state)
 
     for each, pump in ((module, producer), (listening, listener)):
         app.add_api_websocket_route(each.path, _socket(each, state, pump))
         add_upgrade(app, each.path, _sockets_only)
 
 
+def _posts(module: ServedModule, state: ServerState, answer: Endpoint) -> Endpoint:
+    """``answer`` for callers who may use the module, as often as they may."""
+
+    async def post(request: Request) -> Response:
+        caller = _check(request, module, state)
+        if isinstance(caller, Response):
+            return caller
+        with contextlib.ExitStack() as place:
+            try:
+                place.enter_context(state.admission.admit(caller))
+            except RateLimitedError as error:
+                response: Response = refusal_of(error)
+            else:
+                response = await answer(request)
+            if isinstance(response, Refusal) and response.limit:
+                state.metrics.limits.inc(response.limit, module.name)
+            return Held(response, place.pop_all())
+
+    return post
+
+
 def _stream(
     module: ServedModule, state: ServerState, wire: Callable[[WebSocket], Wire]
 ) -> Callable[[WebSocket], Awaitable[None]]:
-    return _socket(module, state, lambda websocket: Pump(websocket, module, wire(websocket), state.metrics))
+    return _socket(module, state, lambda websocket: Pump(websocket, module, wire(websocket), state))
 
 
 def _socket(

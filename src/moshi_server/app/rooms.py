@@ -16,11 +16,12 @@ from ..audio import FRAME_SIZE, SAMPLE_RATE, OpusEncoder
 from ..auth import Caller
 from ..engine.session import Session
 from ..errors import ClientTimeoutError, GoingAwayError, NoFreeSlotError, ResourceNotFoundError, SessionError
-from ..events import Audio, Codes, Text
-from ..metrics import Metrics
+from ..events import Audio, Codes, GoingAway, Text
 from ..protocol import moshi
 from ..protocol.moshi import Frame, Kind
+from .dialogue import going_away
 from .module import RoomsSpec, ServedModule
+from .routes import ServerState
 from .websocket import SLOT_SECONDS, Channel, Pump
 
 PING_SECONDS: Final = 5.0
@@ -38,8 +39,9 @@ class Seat:
     steps = 0
     buffered_samples = 0
 
-    def __init__(self, number: int, room: Room, check: Callable[[], None]) -> None:
+    def __init__(self, number: int, room: Room, check: Callable[[], None], notices: bool = False) -> None:
         self.id = number
+        self.notices = notices
         self._room = room
         self._check = check
         self._frames: deque[bytes] = deque((moshi.handshake().to_bytes(), room.header))
@@ -51,7 +53,8 @@ class Seat:
         """Take a frame to send; a listener that is too far behind loses its seat."""
         if len(self._frames) >= MAX_WAITING:
             behind = MAX_WAITING * FRAME_SIZE / SAMPLE_RATE
-            self.fail(ClientTimeoutError(f"the listener reads too slowly: it is {behind:.0f} s behind the room"))
+            sentence = f"the listener reads too slowly: it is {behind:.0f} s behind the room"
+            self.fail(ClientTimeoutError(sentence, limit="not_reading"))
             return
         self._frames.append(frame)
         self._arrived.set()
@@ -148,6 +151,12 @@ class Room:
                 self._broadcast(moshi.text(text))
         await asyncio.sleep(0)  # a turn for the listeners: a burst must not fill their queues
 
+    def tell(self, seconds: float) -> None:
+        """Say to those listeners who asked for notices that the server ends in so many seconds."""
+        for seat in list(self._seats):
+            if seat.notices:
+                seat.offer(going_away(seconds))
+
     def end(self, error: SessionError) -> None:
         """Send every listener away."""
         for seat in list(self._seats):
@@ -186,7 +195,7 @@ class Rooms:
             raise ResourceNotFoundError(f"there is no room {asked[:60]!r}", hint="rooms are set in the configuration")
         return room
 
-    def seat(self, asked: str | None, check: Callable[[], None]) -> Seat:
+    def seat(self, asked: str | None, check: Callable[[], None], notices: bool = False) -> Seat:
         """A place in a room, in the default one if none is named.
 
         Raises:
@@ -196,9 +205,14 @@ class Rooms:
         check()
         room = self.find(asked if asked is not None else self._spec.default)
         self._joined += 1
-        seat = Seat(self._joined, room, check)
+        seat = Seat(self._joined, room, check, notices)
         room.join(seat)
         return seat
+
+    def tell(self, seconds: float) -> None:
+        """Say to listeners that the server ends in so many seconds."""
+        for room in self._rooms.values():
+            room.tell(seconds)
 
     def end(self) -> None:
         """Send every listener away, since the server ends."""
@@ -244,8 +258,8 @@ class ListenerWire(ProducerWire):
 class ProducerPump(Pump):
     """A room's producer, from the accepted upgrade to the close."""
 
-    def __init__(self, websocket: WebSocket, module: ServedModule, rooms: Rooms, metrics: Metrics) -> None:
-        super().__init__(websocket, module, ProducerWire(), metrics)
+    def __init__(self, websocket: WebSocket, module: ServedModule, rooms: Rooms, state: ServerState) -> None:
+        super().__init__(websocket, module, ProducerWire(), state)
         self._rooms = rooms
         self._room: Room | None = None
 
@@ -268,18 +282,20 @@ class ProducerPump(Pump):
         assert isinstance(session, Session)
         while events := await session.receive():
             for event in events:
+                if isinstance(event, GoingAway) and self._notices:
+                    await self._put(going_away(event.seconds))
                 await self._room.publish(event)
 
 
 class ListenerPump(Pump):
     """One of a room's listeners, from the accepted upgrade to the close."""
 
-    def __init__(self, websocket: WebSocket, module: ServedModule, rooms: Rooms, metrics: Metrics) -> None:
-        super().__init__(websocket, module, ListenerWire(), metrics)
+    def __init__(self, websocket: WebSocket, module: ServedModule, rooms: Rooms, state: ServerState) -> None:
+        super().__init__(websocket, module, ListenerWire(), state)
         self._rooms = rooms
 
     async def _open(self) -> Channel:
-        return self._rooms.seat(_room_id(self._websocket), self._module.engine.check_open)
+        return self._rooms.seat(_room_id(self._websocket), self._module.engine.check_open, self._notices)
 
 
 def _room_id(connection: HTTPConnection) -> str | None:

@@ -12,12 +12,16 @@ from ..config import Config, MimiConfig
 from ..engine.build import BuiltModule, build_engines
 from ..gpu.probe import MemoryReader
 from ..metrics import Metrics, SystemReading
+from .admission import Admission, CallerLimits
 from .factory import create_app, hooks_for, limits_of
 from .module import RoomsSpec, ServedModule
 from .routes import ServerState
 from .worker import Worker, listen
 
 logger = logging.getLogger(__name__)
+
+EXIT_FAILED = 70
+"""The exit status of a worker that ended because a model has failed for good (sysexits' EX_SOFTWARE)."""
 
 
 def run(
@@ -26,6 +30,8 @@ def run(
     host: str,
     port: int,
     cpu: bool,
+    drain_seconds: float | None = None,
+    exit_on_failure: bool = False,
     env: Mapping[str, str] = os.environ,
     greet: Callable[[str], object] | None = None,
 ) -> int:
@@ -36,6 +42,8 @@ def run(
         host: address or name to listen on.
         port: 0 for any free one.
         cpu: use no GPU.
+        drain_seconds: how long running streams may go on once asked to end, instead of the configuration's.
+        exit_on_failure: end once a model has failed for good, whatever the configuration says.
         env: where ``MOSHI_API_KEY`` and ``BETTER_AUTH_SECRET`` are read.
         greet: is given the `banner` once everything is ready.
 
@@ -58,18 +66,26 @@ def run(
             auth=authenticator(config, env),
             metrics=metrics,
             instance=config.instance_name,
+            admission=Admission(CallerLimits(config.max_sessions_per_key, config.max_starts_per_minute)),
+            refuse_before_upgrade=config.refuse_before_upgrade,
         )
         # With neither, every request is refused: an operator who reads only warnings must see it.
         level = logging.INFO if state.auth.accepts_keys or state.auth.accepts_tokens else logging.WARNING
         for note in state.auth.notes():
             logger.log(level, note)
         app = create_app(state, static_dir=config.static_dir)
-        worker = Worker(app, state, listener, grace_seconds=config.shutdown_grace_seconds)
+        worker = Worker(
+            app,
+            state,
+            listener,
+            grace_seconds=config.shutdown_grace_seconds if drain_seconds is None else drain_seconds,
+            exit_on_failure=exit_on_failure or config.exit_on_failure,
+        )
         if greet is not None:
             worker.on_ready = lambda address: greet(banner(address, built))
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(worker.run())
-        return 0
+        return EXIT_FAILED if worker.failed else 0
     finally:
         listener.close()
 
@@ -131,6 +147,7 @@ def served(built: BuiltModule, metrics: Metrics) -> ServedModule:
         limits=limits_of(built.config),
         rooms=rooms_of(built.config) if isinstance(built.config, MimiConfig) else None,
         voices=built.voices,
+        step_seconds=built.config.step_timeout_seconds,
     )
 
 

@@ -13,11 +13,11 @@ from starlette.websockets import WebSocket
 from ..audio import OpusEncoder
 from ..errors import InvalidMessageError
 from ..events import Audio, Eos, Error, OggOpus, Ready, SpeechSettings, SpokenWord, Text, Voice
-from ..metrics import Metrics
 from ..protocol import tts
 from ..speech.text import PieceJoiner
 from ..speech.voices import Voices
 from .module import ServedModule
+from .routes import ServerState
 from .websocket import Channel, Pump
 
 MAX_SEED: Final = 2**64 - 1
@@ -174,9 +174,9 @@ class TtsWire:
 class SpeechPump(Pump):
     """One client that is spoken to, from the accepted upgrade to the close."""
 
-    def __init__(self, websocket: WebSocket, module: ServedModule, query: StreamQuery, metrics: Metrics) -> None:
+    def __init__(self, websocket: WebSocket, module: ServedModule, query: StreamQuery, state: ServerState) -> None:
         self._tts = TtsWire(query.format, pieces=query.pieces)
-        super().__init__(websocket, module, self._tts, metrics)
+        super().__init__(websocket, module, self._tts, state)
         self._query = query
         self._steps_seen = 0
 

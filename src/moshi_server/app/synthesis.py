@@ -24,8 +24,8 @@ from ..errors import InvalidMessageError, MoshiServerError, SessionError
 from ..events import Audio, Eos, NextSpeaker, SpeechSettings, SpokenWord, Text
 from .module import ServedModule
 from .speech import SpeechQuery, complaint
-from .upload import Uploads, disconnected, read_body, refusal, status_of
-from .websocket import first_of
+from .upload import Uploads, disconnected, read_body, refusal, refusal_of
+from .waiting import first_of
 
 logger = logging.getLogger(__name__)
 
@@ -65,18 +65,16 @@ class SpeechPosts:
             except ClientDisconnect:
                 return refusal(400, "the client has gone")
             except MoshiServerError as error:
-                status = status_of(error)
-                logger.info("text refused", extra={"fields": {"status": status, "reason": error.message}})
-                return refusal(status, error.message, error.hint)
+                refused = refusal_of(error)
+                logger.info("text refused", extra={"fields": {"status": refused.status_code, "reason": error.message}})
+                return refused
             if isinstance(response, SoundStream):  # it keeps the place until the last byte is sent
                 response.place = place.pop_all()
             return response
 
     async def _query(self, request: Request) -> PostQuery:
-        limit = self._module.limits.max_message_bytes
-        body = await read_body(request, limit)
-        if body is None:
-            raise InvalidMessageError(f"the request is larger than {limit / 2**20:g} MiB")
+        limits = self._module.limits
+        body = await read_body(request, limits.max_message_bytes, limits.upload_seconds)
         try:
             fields = json.loads(body)
         except (ValueError, RecursionError):

@@ -26,13 +26,16 @@ from ..errors import (
     InvalidMessageError,
     MoshiServerError,
     NoFreeSlotError,
+    RateLimitedError,
     ResourceNotFoundError,
     SessionError,
     SessionLimitError,
+    TooLargeError,
 )
 from ..events import Audio, EndWord, Flush, Word
+from .admission import Refusal
 from .module import ServedModule
-from .websocket import first_of
+from .waiting import first_of
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +43,12 @@ RETRY_AFTER_SECONDS: Final = 5
 
 _STATUSES: Final[tuple[tuple[type[MoshiServerError], int], ...]] = (
     (AudioError, 400),
+    (TooLargeError, 413),
     (InvalidMessageError, 400),
     (ResourceNotFoundError, 404),
     (NoFreeSlotError, 503),
     (GoingAwayError, 503),
+    (RateLimitedError, 429),
     (SessionLimitError, 413),
     (ClientTimeoutError, 408),
     (EngineFailedError, 500),
@@ -84,7 +89,7 @@ class Uploads:
             NoFreeSlotError: there is none.
         """
         if self._present >= self._module.engine.slots_total + self._module.limits.max_waiting_posts:
-            raise NoFreeSlotError("too many requests are waiting already")
+            raise NoFreeSlotError("too many requests are waiting already", limit="waiting_posts")
         self._present += 1
         try:
             yield
@@ -100,15 +105,13 @@ class Uploads:
         except ClientDisconnect:
             return refusal(400, "the client has gone")
         except MoshiServerError as error:
-            status = status_of(error)
-            logger.info("file refused", extra={"fields": {"status": status, "reason": error.message}})
-            return refusal(status, error.message, error.hint)
+            response = refusal_of(error)
+            logger.info("file refused", extra={"fields": {"status": response.status_code, "reason": error.message}})
+            return response
 
     async def _answer(self, request: Request) -> Response:
-        limit = self._module.limits.max_upload_bytes
-        body = await read_body(request, limit)
-        if body is None:
-            return refusal(413, f"the file is larger than {limit / 2**20:g} MiB")
+        limits = self._module.limits
+        body = await read_body(request, limits.max_upload_bytes, limits.upload_seconds)
         if not body:
             return refusal(400, "the request has no body: send an audio file")
         answers: list[Response] = []
@@ -158,17 +161,36 @@ def status_of(error: MoshiServerError) -> int:
     return next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
 
 
-async def read_body(request: Request, limit: int) -> bytes | None:
-    """The whole body of a request; None if it is larger than the limit."""
+async def read_body(request: Request, limit: int, seconds: float) -> bytes:
+    """The whole body of a request.
+
+    Raises:
+        TooLargeError: it has more than ``limit`` bytes.
+        ClientTimeoutError: it takes longer than ``seconds`` to come.
+    """
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
-        return None
+        raise too_large(limit)
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            return None
+    try:
+        async with asyncio.timeout(seconds):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise too_large(limit)
+    except TimeoutError:
+        raise too_slow(seconds) from None
     return bytes(body)
+
+
+def too_large(limit: int) -> TooLargeError:
+    """The error of a body with more bytes than that."""
+    return TooLargeError(f"the request is larger than {limit / 2**20:g} MiB", limit="body_size")
+
+
+def too_slow(seconds: float) -> ClientTimeoutError:
+    """The error of a body that takes longer than that to come."""
+    return ClientTimeoutError(f"the request did not come whole within {seconds:g} s", limit="body_time")
 
 
 async def _send(session: Session, pcm: NDArray[np.float32]) -> None:
@@ -197,9 +219,24 @@ def _number(seconds: float) -> float:
     return seconds if math.isfinite(seconds) else 0.0
 
 
-def refusal(status: int, message: str, hint: str = "") -> JSONResponse:
-    """What a POST is answered that cannot be served."""
-    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else {}
-    if status == 413:
+def refusal_of(error: MoshiServerError, *, internal: int = 500) -> Refusal:
+    """What a request is answered that ended with this error.
+
+    Args:
+        internal: the status where the model has failed.
+    """
+    status = internal if isinstance(error, EngineFailedError) else status_of(error)
+    return refusal(status, error.message, error.hint, error.limit if isinstance(error, SessionError) else "")
+
+
+def refusal(status: int, message: str, hint: str = "", limit: str = "") -> Refusal:
+    """What a request is answered that cannot be served."""
+    return Refusal({"error": message, "hint": hint}, status, refusal_headers(status), limit)
+
+
+def refusal_headers(status: int) -> dict[str, str]:
+    """What a refusal of this status says in its headers."""
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status in (429, 503) else {}
+    if status in (408, 413):
         headers["Connection"] = "close"  # the rest of the body is not read
-    return JSONResponse({"error": message, "hint": hint}, status, headers)
+    return headers

@@ -8,9 +8,10 @@ shutdown) leaves through `Pump.run`, which frees the slot before anything else.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Iterable
 from typing import Any, Final, Protocol
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -19,13 +20,24 @@ from structlog.contextvars import bind_contextvars
 from ..audio import FRAME_SIZE
 from ..auth import OPEN, Caller
 from ..engine.session import Session
-from ..errors import ClientTimeoutError, InvalidMessageError, MoshiServerError, SessionError
-from ..events import Step, Word
-from ..metrics import Metrics
+from ..errors import (
+    ClientTimeoutError,
+    EngineFailedError,
+    GoingAwayError,
+    MoshiServerError,
+    NoFreeSlotError,
+    RateLimitedError,
+    SessionError,
+    TooLargeError,
+)
+from ..events import GoingAway, Step, Word
 from ..protocol import asr
 from .closing import BrokenFramesError, CloseCode, closing_for
 from .connection import MESSAGE_TOO_BIG, connection_of
 from .module import ServedModule
+from .routes import ServerState
+from .upload import refusal_of
+from .waiting import first_of
 from .wire import AsrWire, Wire
 
 logger = logging.getLogger(__name__)
@@ -36,6 +48,10 @@ SECOND_LOOK_SECONDS: Final = 0.1
 """How long a client whose time is up may still be heard, in case the event loop was late and not the client."""
 SLOT_SECONDS: Final = 0.25
 """How long a stream waits for a slot: a client may connect again before the end of its last stream has been seen."""
+
+
+_BEFORE_THE_UPGRADE: Final = (NoFreeSlotError, GoingAwayError, RateLimitedError, EngineFailedError)
+"""What may be said by an HTTP status: another worker could serve this client, or this one later."""
 
 
 class Channel(Protocol):
@@ -63,14 +79,16 @@ class Channel(Protocol):
 
 
 class Pump:
-    """One client of one module, from the accepted upgrade to the close."""
+    """One client of one module, from the upgrade to the close."""
 
-    def __init__(self, websocket: WebSocket, module: ServedModule, wire: Wire, metrics: Metrics) -> None:
+    def __init__(self, websocket: WebSocket, module: ServedModule, wire: Wire, state: ServerState) -> None:
         self._websocket = websocket
         self._connection = connection_of(websocket)
         self._module = module
         self._wire = wire
-        self._metrics = metrics
+        self._state = state
+        self._metrics = state.metrics
+        self._notices = websocket.query_params.get("notices") in ("1", "true")
         self._loop = asyncio.get_running_loop()
         self._last_message = self._loop.time()
         self._handing_over = False
@@ -79,16 +97,33 @@ class Pump:
         self._subprotocol: str | None = None
 
     async def run(self, caller: Caller) -> None:
-        """Accept, take a slot, carry messages both ways, and close with the reason."""
+        """Accept, take a slot, carry messages both ways, and close with the reason.
+
+        The other way round, and refused by an HTTP status, where the server is set to refuse before the upgrade.
+        """
         self._caller = caller
-        await self._websocket.accept(self._subprotocol)
         bind_contextvars(module=self._module.name)
         self._module.metrics.connected()
+        with contextlib.ExitStack() as place:
+            early: Channel | None = None
+            if self._state.refuse_before_upgrade:
+                try:
+                    early = await self._admit(place)
+                except _BEFORE_THE_UPGRADE as error:
+                    await self._refuse(error)
+                    return
+                except MoshiServerError:
+                    place.close()  # what else is wrong is said as the protocol has it: it is found again below
+            await self._websocket.accept(self._subprotocol)
+            await self._serve(place, early)
+
+    async def _serve(self, place: contextlib.ExitStack, early: Channel | None) -> None:
         start = time.monotonic()
         steps = 0
         code, reason = int(CloseCode.NORMAL), ""
+        caller = self._caller
         try:
-            session = await self._open()
+            session = early if early is not None else await self._admit(place)
             bind_contextvars(session=session.id)
             logger.info("stream opened", extra={"fields": {"caller": caller.name, "by": caller.method}})
             try:
@@ -111,6 +146,25 @@ class Pump:
         fields = {"code": code, "reason": reason, "seconds": time.monotonic() - start, "steps": steps}
         logger.info("stream ended", extra={"fields": fields})
 
+    async def _admit(self, place: contextlib.ExitStack) -> Channel:
+        place.enter_context(self._state.admission.admit(self._caller))
+        session = await self._open()
+        place.callback(session.close)
+        return session
+
+    async def _refuse(self, error: MoshiServerError) -> None:
+        """Say no with a status, so that a proxy can ask another worker."""
+        self._count(error)
+        logger.info("stream refused before the upgrade", extra={"fields": {"reason": error.message}})
+        with contextlib.suppress(WebSocketDisconnect):
+            await self._websocket.send_denial_response(refusal_of(error, internal=503))
+
+    def _count(self, error: Exception) -> None:
+        if error_type := closing_for(error).error_type:
+            self._metrics.connection_errors.inc(error_type, self._module.name)
+        if isinstance(error, SessionError) and error.limit:
+            self._metrics.limits.inc(error.limit, self._module.name)
+
     async def _open(self) -> Channel:
         return await self._module.engine.open(wait_seconds=SLOT_SECONDS, caller=self._caller.name)
 
@@ -120,8 +174,7 @@ class Pump:
         message = error.message if isinstance(error, MoshiServerError) else "internal error"
         self._connection.hang_up(closing.code, message, self._wire.farewell(message))
         self._metrics.closed(closing.code)
-        if closing.error_type:
-            self._metrics.connection_errors.inc(closing.error_type, self._module.name)
+        self._count(error)
         return closing.code
 
     async def _read(self, session: Channel) -> None:
@@ -205,7 +258,7 @@ class Pump:
                     {"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data}
                 )
         except TimeoutError:
-            raise ClientTimeoutError(f"the client read nothing for {limit:g} s") from None
+            raise ClientTimeoutError(f"the client read nothing for {limit:g} s", limit="not_reading") from None
 
     def _events(self, data: bytes | str) -> Iterable[Any] | None:
         """The events of a message; None for one that does not count as a sign of life, as upstream's text frames."""
@@ -213,6 +266,8 @@ class Pump:
 
     def _messages(self, event: Any) -> Iterable[bytes]:
         """One event as messages."""
+        if isinstance(event, GoingAway) and not self._notices:
+            return ()  # clients that know only upstream may take an unknown message for a fault
         data = self._wire.encode(event)
         return () if data is None else (data,)
 
@@ -239,9 +294,11 @@ class Pump:
                 await asyncio.sleep(SECOND_LOOK_SECONDS)
                 continue
             if frame_left <= 0:
-                raise ClientTimeoutError(f"nothing was heard from the client for {limits.idle_seconds:g} s")
+                idle = limits.idle_seconds
+                raise ClientTimeoutError(f"nothing was heard from the client for {idle:g} s", limit="idle_time")
             if message_left <= 0:
-                raise ClientTimeoutError(f"the client sent no message for {limits.message_seconds:g} s")
+                idle = limits.message_seconds
+                raise ClientTimeoutError(f"the client sent no message for {idle:g} s", limit="message_time")
             overdue = False
             await asyncio.sleep(min(frame_left, message_left) + 0.005)
 
@@ -255,29 +312,8 @@ class Pump:
             return self._too_big()
         return BrokenFramesError(f"the client broke the WebSocket protocol: {reason or code}")
 
-    def _too_big(self) -> InvalidMessageError:
+    def _too_big(self) -> TooLargeError:
         megabytes = self._module.limits.max_message_bytes / 2**20
-        return InvalidMessageError(
+        return TooLargeError(
             f"a message is larger than {megabytes:g} MiB", hint="send audio in chunks of a second or less"
         )
-
-
-async def first_of(*coroutines: Coroutine[Any, Any, None]) -> None:
-    """Run these together until one ends, cancel the others, and raise what it raised."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    try:
-        for task in tasks:
-            if task in done:
-                task.result()
-    finally:
-        # What is raised holds this frame, and a task holds what it raised: without this they would keep each other,
-        # and all that the coroutines held, until the garbage collector comes.
-        tasks.clear()
-        done.clear()
-        del task

@@ -9,12 +9,14 @@ import gc
 import logging
 import signal
 import socket
+import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
 import uvicorn
 from fastapi import FastAPI
 
+from ..engine.hanging import HangWatch
 from ..errors import ConfigError, EngineFailedError
 from .connection import Connection
 from .routes import ServerState
@@ -26,6 +28,10 @@ BACKLOG = 1024
 """Connections that may wait to be accepted."""
 EXIT_SECONDS = 5.0
 """How long, after the last stream has ended, its socket may take to close."""
+WATCH_SECONDS = 0.2
+"""How often the engines are looked at."""
+FAILED_SECONDS = 1.0
+"""How long a worker that ends since a model has failed still says so to those who ask for its health."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -64,6 +70,7 @@ class Worker:
         listener: a listening socket.
         grace_seconds: how long running streams may go on once asked to end.
         ping_seconds: how often clients are pinged.
+        exit_on_failure: end once a model has failed for good.
         on_ready: is told the address, once every module is ready.
     """
 
@@ -72,7 +79,10 @@ class Worker:
     listener: socket.socket
     grace_seconds: float = 30.0
     ping_seconds: float = PING_SECONDS
+    exit_on_failure: bool = False
     on_ready: Callable[[str], object] | None = None
+    failed: bool = False
+    """It ended, or is about to, since a model has failed for good."""
     _asked_to_end: asyncio.Event = field(default_factory=asyncio.Event)
     _server: uvicorn.Server | None = None
 
@@ -99,6 +109,7 @@ class Worker:
             module.engine.start()
         serving = asyncio.create_task(server.serve(sockets=[self.listener]))
         warming = asyncio.create_task(self._wait_ready())
+        watching = asyncio.create_task(self._watch())
         ending = asyncio.create_task(self._asked_to_end.wait())
         try:
             await asyncio.wait({ending, warming}, return_when=asyncio.FIRST_COMPLETED)
@@ -109,8 +120,9 @@ class Worker:
         finally:
             warming.cancel()
             ending.cancel()
+            watching.cancel()
             server.should_exit = True
-            await asyncio.gather(warming, ending, serving, return_exceptions=True)
+            await asyncio.gather(warming, ending, watching, serving, return_exceptions=True)
             for module in self.state.modules:
                 await asyncio.to_thread(module.engine.stop)
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -147,9 +159,27 @@ class Worker:
             here = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
             self.on_ready(f"http://{here}:{port}")
 
+    async def _watch(self) -> None:
+        """Notice steps that hang; end the worker, if that is wanted, once a model has failed for good."""
+        watches = [HangWatch(module.engine, module.step_seconds) for module in self.state.modules]
+        ready = False
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            for watch in watches:
+                watch.look(time.monotonic())
+            # A module that was never ready is the start's affair, which fails.
+            ready = ready or self.state.health() in ("ok", "degraded")
+            if self.exit_on_failure and ready and self.state.failed and not self.failed:
+                logger.critical("ending, since a model has failed for good")
+                self.failed = True
+                self.end()
+
     async def _drain(self, server: uvicorn.Server) -> None:
         """Health says 503 and no stream begins; running ones may finish, then are closed with 1001."""
         self.state.draining = True
+        for module in self.state.modules:
+            for tell in module.at_drain:
+                tell(self.grace_seconds)
         drains = [module.engine.drain(self.grace_seconds) for module in self.state.modules]
         drained = asyncio.gather(*drains)
         while not drained.done() and not server.force_exit:
@@ -161,7 +191,12 @@ class Worker:
         for module in self.state.modules:
             for call in module.at_end:
                 call()
-        await asyncio.sleep(0.05)  # the pumps say goodbye before the server closes what is left
+        # The pumps say goodbye, and answers are sent, before the server closes what is left.
+        end = time.monotonic() + EXIT_SECONDS
+        while self.state.admission.served and time.monotonic() < end and not server.force_exit:
+            await asyncio.sleep(0.01)
+        if self.failed and not server.force_exit:
+            await asyncio.sleep(FAILED_SECONDS)
 
     def _on_signal(self, number: int, server: uvicorn.Server) -> None:
         name = signal.Signals(number).name

@@ -40,6 +40,20 @@ def worker(
         float, typer.Option("--log-max-size-mb", min=0.001, help="Begin a new log file at this size.")
     ] = 100,
     log_max_files: Annotated[int, typer.Option("--log-max-files", min=0, help="How many old log files to keep.")] = 10,
+    drain_seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--drain-seconds",
+            min=0,
+            help="How long running streams may go on after SIGTERM; by default the configuration's "
+            "shutdown_grace_seconds (30).",
+            show_default=False,
+        ),
+    ] = None,
+    exit_on_failure: Annotated[
+        bool,
+        typer.Option("--exit-on-failure", help="End with status 70 once a model has failed for good."),
+    ] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help="Write log lines as JSON objects.")] = False,
 ) -> None:
     """Load the models of a configuration, warm them up, and serve them.
@@ -73,7 +87,15 @@ def worker(
         logger.info("moshi-server %s starts", __version__, extra={"fields": {"config": config, "cpu": cpu}})
         # The log says the same; this is for the eyes of whoever sits at the terminal.
         greet = sys.stderr.write if sys.stderr.isatty() and not silent and not log_json else None
-        code = run(loaded, host=addr, port=port, cpu=cpu, greet=greet)
+        code = run(
+            loaded,
+            host=addr,
+            port=port,
+            cpu=cpu,
+            drain_seconds=drain_seconds,
+            exit_on_failure=exit_on_failure,
+            greet=greet,
+        )
     except Exception as error:
         # The file keeps the error; the console gets it once, as one line, from `main`.
         output.mute_console()

@@ -37,6 +37,10 @@ class Module(Table):
     """A client that does not read for so long is closed (4006)."""
     post_wait_seconds: NonNegativeFloat = 100.0
     """How long a POST waits for a free slot before it is answered 503."""
+    upload_timeout_seconds: PositiveFloat = 600.0
+    """How long a POST's body may take to come (408)."""
+    step_timeout_seconds: NonNegativeFloat = 60.0
+    """A model step that takes longer has hung: the module fails, its streams are closed (1011); 0 waits for ever."""
     max_message_mb: PositiveFloat = 16.0
     """A larger WebSocket message is refused (4003)."""
     max_upload_mb: PositiveFloat = 512.0
@@ -335,6 +339,14 @@ class Config(Table):
     """API keys; ``MOSHI_API_KEY`` adds to them."""
     shutdown_grace_seconds: NonNegativeFloat = 30.0
     """Ours: how long running streams may go on after SIGTERM."""
+    exit_on_failure: bool = False
+    """Ours: end the worker, with status 70, once a model has failed for good, so that it is started anew."""
+    refuse_before_upgrade: bool = False
+    """Ours: a full or ending worker answers 503 before the WebSocket's upgrade, so that a proxy can try another one."""
+    max_sessions_per_key: PositiveInt | None = None
+    """Ours: streams and requests that one key or user may have open at once (4004, or 429); no limit if absent."""
+    max_starts_per_minute: PositiveInt | None = None
+    """Ours: streams and requests that one key or user may begin in a minute (4004, or 429); no limit if absent."""
     warmup: WarmupConfig = WarmupConfig()
     modules: dict[str, Annotated[ModuleConfig, Field(discriminator="type")]] = Field(default_factory=dict)
     backend: str | None = None

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -36,6 +36,9 @@ class Batcher:
 
     There is no fixed beat: a tick begins as soon as anything arrived, and what arrives during a step is taken by the
     next one, so that batches form by themselves under load and a lone stream never waits for others.
+
+    A runner that can `launch` a step leaves this thread free while its device works. The streams of the step before
+    are then told what came of it, and those that take no part in this one are collected for the next.
     """
 
     def __init__(self, runner: Runner, hooks: EngineHooks, *, session_seconds: float | None = None) -> None:
@@ -50,8 +53,13 @@ class Batcher:
         self._lock = threading.Lock()
         self._awake = threading.Event()
         self._failures = 0
+        self._made: tuple[list[Session], Sequence[Any]] | None = None  # a step's outputs that nobody was told yet
+        self._ahead: list[tuple[Session, Any]] = []  # frames that were taken while a step ran
         self.turn: AbstractContextManager[None] | None = None
         """Entered for each step, where modules share a device."""
+        self.step_in_flight: int | None = None
+        """The number of the step that runs, for whoever watches that it comes back."""
+        self._steps = 0
 
     def add(self, session: Session) -> None:
         """Take a session into the next tick."""
@@ -98,7 +106,11 @@ class Batcher:
         batch: list[Session] = []
         inputs: list[Any] = []
         resets: list[int] = []
-        for session, frame in self._collect(now, deliveries):
+        ready = self._gather(now, deliveries)
+        if not ready and self._made is not None:
+            self._settle(deliveries)
+            ready = self._gather(now, deliveries)
+        for session, frame in ready:
             if session.stream.needs_reset:
                 resets.append(session.slot)
                 session.stream.needs_reset = False
@@ -106,15 +118,37 @@ class Batcher:
             inputs.append(frame)
         if batch:
             self._step(batch, inputs, resets, deliveries)
+        if not self._ahead:  # else the next step comes first
+            self._settle(deliveries)
         self._deliver(deliveries)
         self._stepped = len(batch)
         return bool(batch)
 
-    def _collect(self, now: float, deliveries: list[Delivery]) -> list[tuple[Session, Any]]:
+    def _gather(self, now: float, deliveries: list[Delivery]) -> list[tuple[Session, Any]]:
+        """The streams of the next step, those that were collected ahead first."""
+        ahead, self._ahead = self._ahead, []
+        ready = [(session, frame) for session, frame in ahead if session in self._sessions and not session.closed]
+        busy = {session for session, _ in ready}.union(self._made[0] if self._made is not None else ())
+        return ready + self._collect(now, deliveries, busy)
+
+    def _meanwhile(self, batch: list[Session], deliveries: list[Delivery]) -> None:
+        """What is done while the device works on a step of ``batch``."""
+        self._settle(deliveries)
+        self._ahead = self._collect(time.monotonic(), deliveries, set(batch))
+        self._deliver(deliveries)
+        deliveries.clear()
+
+    def _collect(
+        self, now: float, deliveries: list[Delivery], busy: Collection[Session] = ()
+    ) -> list[tuple[Session, Any]]:
+        """What arrived, and a frame of each stream that has one; those that are ``busy`` are left for later."""
         ready: list[tuple[Session, Any]] = []
         for session in self._due(now):
             opened = self._sessions.get(session)
             if opened is None or session.closed:
+                continue
+            if session in busy:
+                self._pending[session] = None
                 continue
             try:
                 self._check_age(now - opened)
@@ -152,13 +186,12 @@ class Batcher:
             )
 
     def _step(self, batch: list[Session], inputs: list[Any], resets: list[int], deliveries: list[Delivery]) -> None:
-        slots = [session.slot for session in batch]
         try:
             if self.turn is None:
-                outputs, seconds = self._run(slots, inputs, resets)
+                outputs, seconds = self._run(batch, inputs, resets, deliveries)
             else:
                 with self.turn:
-                    outputs, seconds = self._run(slots, inputs, resets)
+                    outputs, seconds = self._run(batch, inputs, resets, deliveries)
         except Exception as error:
             self._failures += 1
             fields = {"streams": len(batch), "in_a_row": self._failures}
@@ -175,7 +208,12 @@ class Batcher:
             return
         self._failures = 0
         self._hooks.on_step(seconds, len(batch))
-        for session, output in zip(batch, outputs, strict=True):
+        self._made = batch, outputs
+
+    def _settle(self, deliveries: list[Delivery]) -> None:
+        """Tell the streams of the last step what came of it."""
+        made, self._made = self._made, None
+        for session, output in zip(*made, strict=True) if made is not None else ():
             try:
                 deliveries.append((session, session.accept(output), None))
             except SessionError as error:
@@ -186,11 +224,25 @@ class Batcher:
                 self.discard(session)
                 deliveries.append((session, [], EngineFailedError("internal error in this stream")))
 
-    def _run(self, slots: list[int], inputs: list[Any], resets: list[int]) -> tuple[Sequence[Any], float]:
+    def _run(
+        self, batch: list[Session], inputs: list[Any], resets: list[int], deliveries: list[Delivery]
+    ) -> tuple[Sequence[Any], float]:
         start = time.perf_counter()
-        if resets:
-            self._runner.reset(resets)
-        outputs = self._runner.step(slots, inputs)
+        slots = [session.slot for session in batch]
+        launch = getattr(self._runner, "launch", None)
+        self._steps += 1
+        self.step_in_flight = self._steps
+        try:
+            if resets:
+                self._runner.reset(resets)
+            if launch is None:
+                outputs = self._runner.step(slots, inputs)
+            else:
+                finish = launch(slots, inputs)
+                self._meanwhile(batch, deliveries)
+                outputs = finish()
+        finally:
+            self.step_in_flight = None
         return outputs, time.perf_counter() - start
 
     def _deliver(self, deliveries: list[Delivery]) -> None:

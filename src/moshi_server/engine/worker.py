@@ -16,7 +16,7 @@ from structlog.contextvars import bind_contextvars
 
 from ..audio import SAMPLE_RATE
 from ..errors import EngineFailedError, GoingAwayError, MoshiServerError, NoFreeSlotError, ScriptError, SessionError
-from ..events import Ready
+from ..events import GoingAway, Ready
 from .batcher import Batcher
 from .hooks import EngineHooks
 from .runner import Runner, Stream
@@ -105,6 +105,11 @@ class Engine:
         """How many callers wait for a slot."""
         return self._slots.waiting
 
+    @property
+    def step_in_flight(self) -> int | None:
+        """The number of the model step that runs now; None between steps."""
+        return self._batcher.step_in_flight
+
     def take_turns(self, turn: AbstractContextManager[None]) -> None:
         """Enter this for each step, since other modules use the device, too. To be called before `start`."""
         self._batcher.turn = turn
@@ -162,9 +167,11 @@ class Engine:
         return session
 
     async def drain(self, grace_seconds: float) -> None:
-        """Refuse new streams, let the running ones end within ``grace_seconds``, then end them."""
+        """Refuse new streams, tell the running ones to end within ``grace_seconds``, then end them."""
         if self.status in ("starting", "ready"):
             self.status = "draining"
+            for session in self._batcher.sessions() if grace_seconds > 0 else ():
+                session.deliver([GoingAway(grace_seconds)], None)
         end = time.monotonic() + grace_seconds
         while self.slots_used and time.monotonic() < end and self.status == "draining":
             await asyncio.sleep(0.05)
@@ -202,7 +209,7 @@ class Engine:
         if self.status in ("draining", "stopped"):
             raise GoingAwayError("the server is shutting down")
         if self.status == "starting":
-            raise NoFreeSlotError("the model is still warming up", hint="try again in a few seconds")
+            raise NoFreeSlotError("the model is still warming up", hint="try again in a few seconds", limit="warming")
 
     def _closed(self, session: Session) -> None:
         self._batcher.discard(session)

@@ -20,6 +20,7 @@ from ..events import (
     EndWord,
     Error,
     Flush,
+    GoingAway,
     Init,
     Marker,
     OggOpus,
@@ -102,6 +103,8 @@ def encode(event: AsrServerEvent) -> bytes:
             message = {"type": "Flush"}
         case Turn(kind, time):
             message = {"type": "Turn", "kind": kind, "time": float(time)}
+        case GoingAway(seconds):
+            message = {"type": "GoingAway", "seconds": float(seconds)}
     return ormsgpack.packb(message)
 
 

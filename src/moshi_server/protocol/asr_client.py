@@ -15,6 +15,7 @@ from ..events import (
     EndWord,
     Error,
     Flush,
+    GoingAway,
     Init,
     Marker,
     OggOpus,
@@ -67,6 +68,8 @@ def decode(data: bytes) -> AsrServerEvent | None:
                 return Flush()
             case "Turn":
                 return Turn("start" if fields["kind"] == "start" else "end", float(fields["time"]))
+            case "GoingAway":
+                return GoingAway(float(fields["seconds"]))
             case "Error":
                 return Error(str(fields["message"]))
             case _:

@@ -13,7 +13,7 @@ import ormsgpack
 from numpy.typing import NDArray
 
 from ..errors import InvalidMessageError
-from ..events import Audio, Eos, Error, OggOpus, Ready, SpokenWord, Text, TtsServerEvent, Voice
+from ..events import Audio, Eos, Error, GoingAway, OggOpus, Ready, SpokenWord, Text, TtsServerEvent, Voice
 from .messages import field, kind_name, kind_of, unpack
 
 END_OF_TEXT: Final = b"\0"
@@ -58,6 +58,8 @@ def encode(event: TtsServerEvent) -> bytes:
             message = {"type": "Text", "text": text, "start_s": float(start), "stop_s": float(stop)}
         case Ready():
             message = {"type": "Ready"}
+        case GoingAway(seconds):
+            message = {"type": "GoingAway", "seconds": float(seconds)}
         case Error(text):
             message = {"type": "Error", "message": text}
     return ormsgpack.packb(message, option=ormsgpack.OPT_SERIALIZE_NUMPY)

@@ -8,7 +8,7 @@ import numpy as np
 import ormsgpack
 
 from ..errors import InvalidMessageError
-from ..events import Audio, Eos, Error, OggOpus, Ready, SpokenWord, Text, TtsServerEvent, Voice
+from ..events import Audio, Eos, Error, GoingAway, OggOpus, Ready, SpokenWord, Text, TtsServerEvent, Voice
 from .messages import field, float_cells, octets, unpack
 
 _AUDIO_HEAD: Final = b"\x82\xa4type\xa5Audio\xa3pcm"
@@ -47,6 +47,8 @@ def decode(data: bytes) -> TtsServerEvent | None:
                 return OggOpus(octets(field(fields, "data")))
             case "Text":
                 return SpokenWord(str(fields["text"]), float(fields["start_s"]), float(fields["stop_s"]))
+            case "GoingAway":
+                return GoingAway(float(fields["seconds"]))
             case "Error":
                 return Error(str(fields["message"]))
             case _:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
 
-from ..describe import EVENTS, add_described, json_body, text_answers
+from ..admission import Refusal
+from ..describe import EVENTS, Endpoint, add_described, json_body, text_answers
 from ..routes import ServerState
 from .models import HEARING, SPEAKING, Models
 from .realtime import realtime
@@ -37,7 +41,8 @@ def add_openai(app: FastAPI, state: ServerState) -> None:
         answer=_OBJECT, refusals=(),
     )  # fmt: skip
     app.add_route("/v1/models/{model:path}", models.one, methods=["GET"])
-    transcribe, speak = Transcriptions(state, models).answer, Speeches(state, models).answer
+    transcribe = _counted(Transcriptions(state, models).answer, state, HEARING)
+    speak = _counted(Speeches(state, models).answer, state, SPEAKING)
     hears = [kinds[kind] for kind in kinds if kind in HEARING]
     speaks = [kinds[kind] for kind in kinds if kind in SPEAKING]
     if hears:
@@ -57,3 +62,16 @@ def add_openai(app: FastAPI, state: ServerState) -> None:
     else:
         app.add_route("/v1/audio/speech", speak, methods=["POST"])
     app.add_api_websocket_route("/v1/realtime", realtime(state, models))
+
+
+def _counted(answer: Endpoint, state: ServerState, kinds: Sequence[str]) -> Endpoint:
+    """``answer``, of which refusals for a limit are counted, under the module that is meant if none is named."""
+    module = next((module.name for module in state.modules if module.kind in kinds), "")
+
+    async def counted(request: Request) -> Response:
+        response = await answer(request)
+        if isinstance(response, Refusal) and response.limit:
+            state.metrics.limits.inc(response.limit, module)
+        return response
+
+    return counted

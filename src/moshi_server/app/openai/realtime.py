@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
@@ -9,7 +10,7 @@ from starlette.websockets import WebSocket
 
 from ...auth import Caller
 from ...errors import InvalidMessageError
-from ...metrics import Metrics
+from ...events import GoingAway
 from ...protocol.openai_realtime import RealtimeTranscription
 from ..module import ServedModule
 from ..routes import ServerState
@@ -44,9 +45,9 @@ class RealtimePump(Pump):
     """One realtime client."""
 
     def __init__(
-        self, websocket: WebSocket, module: ServedModule, session: RealtimeTranscription, metrics: Metrics
+        self, websocket: WebSocket, module: ServedModule, session: RealtimeTranscription, state: ServerState
     ) -> None:
-        super().__init__(websocket, module, _Farewell(session), metrics)
+        super().__init__(websocket, module, _Farewell(session), state)
         self._session = session
         if _SUBPROTOCOL in websocket.scope.get("subprotocols", ()):
             self._subprotocol = _SUBPROTOCOL
@@ -62,6 +63,8 @@ class RealtimePump(Pump):
         return True
 
     async def _tell(self, event: Any) -> None:
+        if isinstance(event, GoingAway) and self._notices:
+            await self._put(json.dumps({"type": "server.going_away", "seconds": event.seconds}))
         for message in self._session.give(event):
             await self._put(message)
 
@@ -77,7 +80,7 @@ def realtime(state: ServerState, models: Models) -> Callable[[WebSocket], Awaita
             return
         beta = "realtime=v1" in websocket.headers.get("openai-beta", "")
         session = RealtimeTranscription(module.name, lambda name: _means(models, name, module), beta=beta)
-        await RealtimePump(websocket, module, session, state.metrics).run(caller)
+        await RealtimePump(websocket, module, session, state).run(caller)
 
     return stream
 

@@ -16,12 +16,12 @@ from structlog.contextvars import bind_contextvars
 
 from ...audio import OpusEncoder
 from ...errors import MoshiServerError
-from ..module import ServedModule
+from ..module import ClientLimits, ServedModule
 from ..routes import ServerState
 from ..speech import SpeechQuery, complaint
 from ..synthesis import Sound, SoundStream, speak
 from ..upload import Uploads, disconnected, read_body
-from ..websocket import first_of
+from ..waiting import first_of
 from .errors import ApiError, api_error, unsupported
 from .models import SPEAKING, Models
 
@@ -131,6 +131,7 @@ class Speeches:
 
     def __init__(self, state: ServerState, models: Models) -> None:
         self._models = models
+        self._admission = state.admission
         self._uploads = {module.name: Uploads(module) for module in state.modules if module.kind in SPEAKING}
 
     async def answer(self, request: Request) -> Response:
@@ -149,8 +150,8 @@ class Speeches:
 
     async def _answer(self, request: Request, place: contextlib.ExitStack) -> SoundStream:
         first = self._models.find("", SPEAKING)
-        self._models.check(request, first)
-        wish = await _wish(request, first.limits.max_message_bytes)
+        place.enter_context(self._admission.admit(self._models.check(request, first)))
+        wish = await _wish(request, first.limits)
         module = self._models.find(wish.model, SPEAKING)
         self._models.check(request, module)
         bind_contextvars(module=module.name)
@@ -168,10 +169,8 @@ class Speeches:
         return stream
 
 
-async def _wish(request: Request, limit: int) -> SpeechRequest:
-    body = await read_body(request, limit)
-    if body is None:
-        raise ApiError(413, f"the request is larger than {limit / 2**20:g} MiB", param="input")
+async def _wish(request: Request, limits: ClientLimits) -> SpeechRequest:
+    body = await read_body(request, limits.max_message_bytes, limits.upload_seconds)
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError):

@@ -23,8 +23,8 @@ from ...speech.subtitles import cues, to_srt, to_vtt
 from ...speech.transcript import Transcript, TranscriptBuilder
 from ..module import ServedModule
 from ..routes import ServerState
-from ..upload import Uploads, disconnected, hear
-from ..websocket import first_of
+from ..upload import Uploads, disconnected, hear, too_large, too_slow
+from ..waiting import first_of
 from .errors import ApiError, api_error, unsupported
 from .models import HEARING, Models
 
@@ -55,6 +55,7 @@ class Transcriptions:
 
     def __init__(self, state: ServerState, models: Models) -> None:
         self._models = models
+        self._admission = state.admission
         self._uploads = {module.name: Uploads(module) for module in state.modules if module.kind in HEARING}
 
     async def answer(self, request: Request) -> Response:
@@ -70,17 +71,22 @@ class Transcriptions:
 
     async def _answer(self, request: Request) -> Response:
         # Before the body is read, so that nobody uploads a file for nothing; the model's name comes with it.
-        self._models.check(request, self._models.find("", HEARING))
+        caller = self._models.check(request, self._models.find("", HEARING))
         if "multipart/form-data" not in request.headers.get("content-type", ""):
             raise ApiError(400, "send the file as multipart/form-data, in the field 'file'", param="file")
         limit = max(module.limits.max_upload_bytes for module in self._modules())
+        patience = max(module.limits.upload_seconds for module in self._modules())
         async with AsyncExitStack() as stack:
+            stack.enter_context(self._admission.admit(caller))
             try:
-                async with _limited(request, limit).form(max_files=1, max_fields=32) as form:
-                    wish = _wish(form)
-                    body = await wish.file.read()
+                async with asyncio.timeout(patience):
+                    async with _limited(request, limit).form(max_files=1, max_fields=32) as form:
+                        wish = _wish(form)
+                        body = await wish.file.read()
             except HTTPException as error:
                 raise ApiError(400, f"the form cannot be read: {error.detail}") from error
+            except TimeoutError:
+                raise too_slow(patience) from None
             module = self._models.find(wish.model, HEARING)
             self._models.check(request, module)
             bind_contextvars(module=module.name)
@@ -224,10 +230,9 @@ def _usage(seconds: float) -> dict[str, Any]:
 
 def _limited(request: Request, limit: int) -> Request:
     """The same request, whose body ends with an error once it is longer than ``limit`` bytes."""
-    too_large = ApiError(413, f"the request is larger than {limit / 2**20:g} MiB", param="file")
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
-        raise too_large
+        raise too_large(limit)
     receive: Receive = request.receive
     taken = 0
 
@@ -236,7 +241,7 @@ def _limited(request: Request, limit: int) -> Request:
         message = await receive()
         taken += len(message.get("body", b""))
         if taken > limit:
-            raise too_large
+            raise too_large(limit)
         return message
 
     return Request(request.scope, counted)
