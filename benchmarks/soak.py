@@ -5,9 +5,11 @@
 A worker with every module type (the embedded model, the examples' scripts, small random checkpoints) runs in a process
 of its own. Virtual users visit it: the SDK's clients, posts, OpenAI's routes, rooms; some reset their connection, send
 garbage, stop reading, leave without a close, have a wrong key, or ask for what is not there. At the end every slot must
-be free, each module's streams opened and closed as often as the clients know of, and the files open as before; in the
-second half memory must not grow by more than 5 %. Exit status 1 if anything is amiss. It needs Linux (`/proc`), a
-checkout and the `dev` extra; `PocketTts` is left out, since its weights are not here.
+be free, each module's streams opened and closed as often as the clients know of, and files and asyncio tasks as many as
+before. Over the second half memory must not grow by more than 5 %; from the first third to the last, files, threads and
+tasks must not become more, and the 99th percentile of the answer delay of real-time streams not 1.5 times as long. Exit
+status 1 if anything is amiss. It needs Linux (`/proc`), a checkout and the `dev` extra; `PocketTts` is left out, since
+its weights are not here.
 """
 
 from __future__ import annotations
@@ -18,67 +20,15 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from soaking.polite import POLITE
+from soaking.polite import POLITE, TIMED
 from soaking.rude import RUDE
 from soaking.server import KEY, Sample, Server
-from soaking.visitor import HEARING, Ledger, Visitor
-
-MAX_GROWTH = 0.05
-FAMILIES = {
-    "asr": tuple(HEARING),
-    "py": ("tts", "tones"),
-    "lm": ("lm",),
-}
-STEPS = {"asr": "asr_connection_num_steps", "py": "py_model_connection_num_steps", "lm": "lm_connection_num_steps"}
-
-
-def growth(samples: Sequence[Sample]) -> tuple[float, float]:
-    """A line through the resident memory of the second half: MB an hour, and the growth over that half as a share."""
-    half = samples[len(samples) // 2 :]
-    times = np.array([sample.seconds for sample in half])
-    slope, start = np.polyfit(times - times[0], [float(sample.rss) for sample in half], 1)
-    return float(slope) * 3600 / 2**20, float(slope * (times[-1] - times[0]) / start)
-
-
-def audit(ledger: Ledger, metrics: dict[str, float]) -> list[str]:
-    """Where the server's account differs from the clients'."""
-    wrong: list[str] = []
-
-    def compare(what: str, counted: float, least: float, unsure: float = 0) -> None:
-        if not least <= counted <= least + unsure:
-            wrong.append(f"{what}: the server counts {counted:g}, the clients {least:g} to {least + unsure:g}")
-
-    kinds = {name.split('"')[1]: name for name in metrics if name.startswith("module_streams_opened_total")}
-    for module, name in kinds.items():
-        account = ledger.of(module)
-        opened, closed = metrics[name], metrics[name.replace("opened", "closed")]
-        compare(f"{module}, streams opened", opened, account.opened, account.unsure)
-        compare(f"{module}, streams closed", closed, opened)
-    for family, modules in FAMILIES.items():
-        accounts = [ledger.of(module) for module in modules]
-        came = sum(account.sockets + account.posts for account in accounts)
-        compare(
-            f"{family}_connect", metrics[f'{family}_connect{{handler="all"}}'], came,
-            sum(account.unsure_posts for account in accounts),
-        )  # fmt: skip
-        opened = sum(metrics[kinds[module]] for module in modules)
-        compare(STEPS[family], metrics[f"{STEPS[family]}_count"], opened)
-        compare(f"{family}_open_channels", metrics[f'{family}_open_channels{{handler="all"}}'], 0)
-    post = ledger.of("spectrum")
-    compare("py_post_connect", metrics['py_post_connect{handler="all"}'], post.posts, post.unsure_posts)
-    sockets = sum(account.sockets for account in ledger.accounts.values())
-    closes = sum(value for name, value in metrics.items() if name.startswith("ws_close_total"))
-    compare("ws_close_total", closes, sockets)
-    lost = metrics.get('ws_close_total{code="1006",reason="connection_lost"}', 0)
-    compare("ws_close_total, lost", lost, ledger.lost, ledger.unsure_lost)
-    compare("auth_error_total", metrics.get('auth_error_total{error_type="invalid_key"}', 0), ledger.wrong_keys)
-    return wrong
+from soaking.verdict import audit, delays, growth, leaks, steadiness, thirds
+from soaking.visitor import Ledger, Visitor
 
 
 async def visit(server: Server, ledger: Ledger, options: argparse.Namespace) -> list[Sample]:
@@ -92,11 +42,19 @@ async def visit(server: Server, ledger: Ledger, options: argparse.Namespace) -> 
         Visitor(server.address, KEY, ledger, random.Random(f"{options.seed} {number}"), POLITE, RUDE)
         for number in range(options.users)
     ]
+    visitors += [
+        Visitor(server.address, KEY, ledger, random.Random(f"{options.seed} timed {number}"), TIMED, TIMED)
+        for number in range(options.timed)
+    ]
     users = asyncio.gather(*(visitor.come_and_go(over) for visitor in visitors))
     samples = []
     while not over() and server.process.poll() is None:
-        samples.append(server.sample())
-        await asyncio.sleep(min(3.0, max(0.2, 60 * options.minutes / 40)))
+        samples.append(await asyncio.to_thread(server.sample))
+        due = time.monotonic() + min(3.0, max(0.2, 60 * options.minutes / 40))
+        while time.monotonic() < due:  # how punctual is this process itself?
+            asked = time.monotonic()
+            await asyncio.sleep(0.08)
+            ledger.ticks.append((time.monotonic(), time.monotonic() - asked - 0.08))
     await users
     return samples
 
@@ -139,12 +97,12 @@ def soak(folder: Path, options: argparse.Namespace) -> tuple[list[str], dict[str
     """Run it; what is amiss, and all figures."""
     server, ledger = Server(folder), Ledger()
     try:
-        before = server.sample()
+        before, tasks_before = server.sample(), server.tasks()
         samples = asyncio.run(visit(server, ledger, options))
         if server.process.poll() is not None:
             return [f"the server has ended:\n{server.output.read_text()[-3000:]}"], {}
         held = settle(server)
-        metrics, after = server.metrics(), server.sample()
+        metrics, after, tasks_after = server.metrics(), server.sample(), server.tasks()
         status = server.stop()
     finally:
         server.process.kill()
@@ -152,23 +110,31 @@ def soak(folder: Path, options: argparse.Namespace) -> tuple[list[str], dict[str
     slope, share = growth(samples)
     print(table(ledger, metrics))
     visits = sum(outcomes.total() for outcomes in ledger.outcomes.values())
+    rude = sum(ledger.outcomes[kind.__name__].total() for kind in RUDE if kind.__name__ in ledger.outcomes)
     half = samples[len(samples) // 2 :]
     print(
-        f"\n{options.minutes:g} minutes, {visits} visits of {options.users} users\n"
+        f"\n{options.minutes:g} minutes, {visits} visits of {options.users} and {options.timed} users, {rude} of them"
+        f" rude ({rude / visits:.0%})\n"
         f"memory: {before.rss / 2**20:.1f} MB before, {half[0].rss / 2**20:.1f} at half time,"
         f" {half[-1].rss / 2**20:.1f} at the end, {after.rss / 2**20:.1f} after;"
-        f" second half {slope:+.1f} MB/hour ({share:+.2%})\n"
-        f"files: {before.files} before, at most {max(sample.files for sample in samples)}, {after.files} after\n"
-        f"threads: {before.threads} before, {half[0].threads} at half time, {after.threads} after"
+        f" second half {slope:+.1f} MB/hour ({share:+.2%})"
     )
+    for name in ("files", "threads", "tasks"):
+        first, last = thirds(samples, name)
+        most = max(getattr(sample, name) for sample in samples)
+        print(
+            f"{name}: {getattr(before, name)} before, {first:g} in the first third, {last:g} in the last (medians),"
+            f" at most {most}, {getattr(after, name)} after"
+        )
+    first_third, last_third = delays(ledger.delays, ledger.ticks)
+    for name, part in (("first", first_third), ("last", last_third)):
+        print(
+            f"answers, {name} third: {part.count}, p50 {1000 * part.p50:.0f} ms, p99 {1000 * part.p99:.0f} ms"
+            f" (the clients' own clock was late by {1000 * part.late:.0f} ms at p99)"
+        )
     amiss = ledger.faults + audit(ledger, metrics)
     amiss += [f"{used} slots of {name} are still held" for name, used in held.items()]
-    if after.files > before.files:
-        amiss.append(f"{after.files - before.files} files are still open")
-    if after.threads > max(sample.threads for sample in half):
-        amiss.append("threads have become more")
-    if share > MAX_GROWTH:
-        amiss.append(f"memory grew by {share:.1%} in the second half; {MAX_GROWTH:.0%} are allowed")
+    amiss += leaks(samples, before, after, tasks_before, tasks_after) + steadiness(first_third, last_third)
     if status:
         amiss.append(f"the server's exit status is {status}")
     amiss += [f"the log says: {line}" for line in server.complaints()[:20]]
@@ -179,6 +145,9 @@ def soak(folder: Path, options: argparse.Namespace) -> tuple[list[str], dict[str
         "growth": share,
         "before": asdict(before),
         "after": asdict(after),
+        "tasks_before": tasks_before,
+        "tasks_after": tasks_after,
+        "delays": [asdict(first_third), asdict(last_third)],
         "samples": [asdict(sample) for sample in samples],
         "outcomes": ledger.outcomes,
         "accounts": {name: asdict(account) for name, account in ledger.accounts.items()},
@@ -191,6 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--users", type=int, default=10, help="that visit at the same time")
+    parser.add_argument("--timed", type=int, default=2, help="users beside them that only time answers")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", help="write the figures to this file")
     parser.add_argument("--keep", help="work in this folder, which must be empty, and leave it (with its logs)")

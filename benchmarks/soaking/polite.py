@@ -6,17 +6,18 @@ import asyncio
 import base64
 import contextlib
 import json
+import time
 from typing import Any
 
 import msgpack
 
-from moshi_server.audio import wav_bytes
+from moshi_server.audio import FRAME_RATE, frames, wav_bytes
 from moshi_server.client import (
     AsrClient,
     DialogueClient,
     TtsClient,
 )
-from moshi_server.events import Marker
+from moshi_server.events import Marker, Step
 
 from .visitor import (
     CHAT,
@@ -197,6 +198,36 @@ async def posts_a_voice(visitor: Visitor) -> str:
     return visitor.answered("spectrum", answer.status_code)
 
 
+async def keeps_time(visitor: Visitor) -> str:
+    """Real-time frames, each answered by a step: how long that takes."""
+    pcm = visitor.sound(3.0, 8.0)
+    with visitor.counted("asr") as account:
+        client = await AsrClient.connect(visitor.ws + HEARING["asr"], api_key=visitor.key)
+    account.sockets += 1
+    account.opened += 1
+    sent: list[float] = []
+
+    async def listen() -> None:
+        async for event in client:
+            if isinstance(event, Step) and event.step_idx < len(sent):
+                now = time.monotonic()
+                visitor.ledger.delays.append((now, now - sent[event.step_idx]))
+
+    listening = asyncio.create_task(listen())
+    try:
+        begun = time.monotonic()
+        for number, frame in enumerate(frames(pcm)):
+            await asyncio.sleep(max(0.0, begun + number / FRAME_RATE - time.monotonic()))
+            sent.append(time.monotonic())
+            await client.send_audio(frame)
+        await asyncio.sleep(1)
+        return "ok"
+    finally:
+        await client.close()
+        await asyncio.gather(listening, return_exceptions=True)
+
+
+TIMED = {keeps_time: 1}
 POLITE = {
     streams_to_text: 5, posts_a_recording: 2, asks_openai_for_text: 2, speaks_openai_realtime: 2, is_spoken_to: 4,
     posts_a_text: 2, asks_openai_for_speech: 2, converses: 4, makes_a_room_heard: 2, listens: 1, posts_a_voice: 2,

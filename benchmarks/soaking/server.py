@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -97,12 +98,13 @@ def write_config(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Sample:
-    """A process at one time: seconds since the start, resident bytes, open files, threads."""
+    """A process at one time: seconds since the start, resident bytes, open files, threads, asyncio tasks."""
 
     seconds: float
     rss: int
     files: int
     threads: int
+    tasks: int = 0
 
 
 class Server:
@@ -114,9 +116,18 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
         self.output = folder / "output"
-        command = [sys.executable, "-m", "moshi_server", "worker", "--config", str(write_config(folder)), "--cpu"]
+        self._tasks = folder / "tasks.json"
+        command = [
+            sys.executable,
+            str(Path(__file__).with_name("launch.py")),
+            "worker",
+            "--config",
+            str(write_config(folder)),
+            "--cpu",
+        ]
         command += ["--addr", "127.0.0.1", "--port", str(self.port)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONWARNINGS": "default"}
+        environment["SOAK_TASKS"] = str(self._tasks)
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
         self._begun = time.monotonic()
@@ -150,6 +161,17 @@ class Server:
         rows = (line.rsplit(" ", 1) for line in self.read("/metrics").splitlines() if not line.startswith("#"))
         return {name: float(value) for name, value in rows}
 
+    def tasks(self) -> dict[str, int]:
+        """The asyncio tasks there are, by what they run."""
+        self._tasks.unlink(missing_ok=True)
+        self.process.send_signal(signal.SIGUSR1)
+        for _ in range(1000):
+            if self._tasks.exists():
+                counted: dict[str, int] = json.loads(self._tasks.read_text())
+                return counted
+            time.sleep(0.01)
+        raise SystemExit("the server's loop does not come round to count its tasks")
+
     def sample(self) -> Sample:
         proc = Path(f"/proc/{self.process.pid}")
         status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
@@ -158,6 +180,7 @@ class Server:
             int(status["VmRSS"].split()[0]) * 1024,
             len(os.listdir(proc / "fd")),
             int(status["Threads"]),
+            sum(self.tasks().values()),
         )
 
     def complaints(self) -> list[str]:

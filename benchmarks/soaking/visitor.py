@@ -39,8 +39,9 @@ VOICES = {
 }
 CHAT, SEND, RECV = "/api/chat", "/api/room-send", "/api/room-recv"
 ROOMS = ("red", "green", "blue")
-RUDE_SHARE = 0.2
-HANG_SECONDS = 90.0
+RUDE_SHARE = 0.23
+"""A fifth of all, with the timed ones."""
+HANG_SECONDS = 120.0
 """A visit that takes longer has hung."""
 
 
@@ -76,6 +77,10 @@ class Ledger:
     """Sockets that surely ended without a close frame; as `unsure_lost` if the server may have ended them first."""
     unsure_lost: int = 0
     faults: list[str] = field(default_factory=list)
+    delays: list[tuple[float, float]] = field(default_factory=list)
+    """When an answer to a real-time stream's frame came, and how long it took (s)."""
+    ticks: list[tuple[float, float]] = field(default_factory=list)
+    """When a timer of ours went off, and how late (s): what the machine, and we, add to the delays."""
 
     def of(self, module: str) -> Account:
         return self.accounts.setdefault(module, Account())
@@ -102,6 +107,8 @@ class Visitor:
         self.ledger = ledger
         self.rng = rng
         self.polite, self.rude = polite, rude
+        self.module = ""
+        """Of the visit under way, where it is known."""
         self.speech = [read_audio(path.read_bytes()) for path in sorted(SAMPLES.glob("*.[fow][lga][agv]*"))]
 
     async def come_and_go(self, over: Callable[[], bool]) -> None:
@@ -111,7 +118,7 @@ class Visitor:
             await asyncio.sleep(self.rng.expovariate(2.0))
 
     async def visit(self, kind: Visit) -> None:
-        name = kind.__name__
+        name, self.module = kind.__name__, ""
         try:
             async with asyncio.timeout(HANG_SECONDS):
                 outcome = await kind(self)
@@ -119,10 +126,10 @@ class Visitor:
             outcome = "full"
         except TimeoutError:
             outcome = "HUNG"
-            self.ledger.faults.append(f"{name}: not over after {HANG_SECONDS:g} s")
+            self.ledger.faults.append(f"{name} {self.module}: not over after {HANG_SECONDS:g} s")
         except Exception as error:
             outcome = "FAULT"
-            self.ledger.faults.append(f"{name}: {type(error).__name__}: {error}")
+            self.ledger.faults.append(f"{name} {self.module}: {type(error).__name__}: {error}")
         self.ledger.note(name, outcome)
 
     # What is said.
@@ -218,7 +225,7 @@ class Visitor:
 
     async def rudely(self, outcome: str, end: Callable[[ClientConnection, str], Awaitable[None]]) -> str:
         """Open a stream of some module, say a little, and end it so."""
-        module = self.rng.choice((*HEARING, *SPEAKING, "lm", "rooms"))
+        module = self.module = self.rng.choice((*HEARING, *SPEAKING, "lm", "rooms"))
         account = self.ledger.of(module)
         if module == "rooms":
             room = self.rng.choice(ROOMS)
