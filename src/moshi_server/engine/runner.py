@@ -11,7 +11,11 @@ from typing import Any, Protocol
 
 
 class Runner(Protocol):
-    """A model that steps many streams together. Every method is called on the model thread only."""
+    """A model that steps many streams together. Every method is called on the model thread only.
+
+    One whose device works by itself has ``launch(slots, inputs) -> finish`` too: ``finish()`` waits and gives what
+    `step` would. Until it was called there is no other step and no reset.
+    """
 
     @property
     def slots(self) -> int:
