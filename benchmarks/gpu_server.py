@@ -227,7 +227,7 @@ def load(folder: Path, url: str, pid: int, streams: int, options: argparse.Names
         result = folder / f"load-{number}.json"
         result.unlink(missing_ok=True)
         command = [sys.executable, "-m", "moshi_server", "bench", "--url", url, "--api-key", KEY, "--pid", str(pid)]
-        command += ["--streams", str(share), "--seconds", str(options.seconds), "--join", "4", "--json", str(result)]
+        command += ["--streams", str(share), "--seconds", str(options.seconds), "--join", "2", "--json", str(result)]
         command += ["--tts"] if tts else []
         out = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         running.append((out, result))
