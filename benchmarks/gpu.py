@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -34,6 +35,8 @@ from torch import Tensor  # noqa: E402
 
 from moshi_server.engine.asr import SttRunner  # noqa: E402
 from moshi_server.engine.cuda import CudaSttRunner  # noqa: E402
+from moshi_server.engine.cuda_speech import CudaDialogueRunner, CudaTtsRunner  # noqa: E402
+from moshi_server.engine.tts import Delivery  # noqa: E402
 from moshi_server.gpu import (  # noqa: E402
     CodecShape,
     GpuInfo,
@@ -49,6 +52,7 @@ from moshi_server.gpu import (  # noqa: E402
 )
 from moshi_server.model.cross_attention import CrossSpec  # noqa: E402
 from moshi_server.model.depformer import DepformerSpec  # noqa: E402
+from moshi_server.model.dialogue import DialogueModel, DialogueSpec  # noqa: E402
 from moshi_server.model.lm import LmModel, LmSpec  # noqa: E402
 from moshi_server.model.mimi import Mimi, MimiSpec  # noqa: E402
 from moshi_server.model.quantizer import QuantizerSpec  # noqa: E402
@@ -59,6 +63,7 @@ from moshi_server.model.synthetic import SHAPES  # noqa: E402
 from moshi_server.model.transformer import TransformerSpec  # noqa: E402
 from moshi_server.model.tts import Sampling, TtsModel, TtsSpec  # noqa: E402
 from moshi_server.model.weights import save_lm  # noqa: E402
+from moshi_server.speech.dialogue import DialogueSettings  # noqa: E402
 
 DEVICE = torch.device("cuda", 0)
 FRAME_MS = 80.0
@@ -149,14 +154,16 @@ def machine() -> Numbers:
 # --- models ------------------------------------------------------------------------------------------------------
 
 
-def make_mimi(spec: MimiSpec, device: torch.device = DEVICE) -> Mimi:
+def make_mimi(spec: MimiSpec, device: torch.device = DEVICE, *, prepare: bool = True) -> Mimi:
     with torch.device(device):
         mimi = Mimi(spec)
         for part in (mimi.quantizer.semantic, mimi.quantizer.acoustic):
             if part is not None:
                 part.codebooks.normal_()
         mimi.quantizer.refresh()
-    mimi.requires_grad_(False).eval().prepare()
+    mimi.requires_grad_(False).eval()
+    if prepare:
+        mimi.prepare()
     return mimi
 
 
@@ -223,8 +230,8 @@ def parity() -> Numbers:
         decoder=False,
     )
     cpu = torch.device("cpu")
-    here = SttModel(make_mimi(small, cpu), make_lm(spec, torch.float32, cpu))
-    there = SttModel(make_mimi(small), make_lm(spec, torch.float32))
+    here = SttModel(make_mimi(small, cpu, prepare=False), make_lm(spec, torch.float32, cpu))
+    there = SttModel(make_mimi(small, prepare=False), make_lm(spec, torch.float32))
     there.load_state_dict(here.state_dict())
     there.mimi.quantizer.refresh()
     here.mimi.prepare()
@@ -485,7 +492,87 @@ def text_to_speech(copy_gb_s: float) -> Numbers:
                 }
             )
             del state
-    return {"steps_to_first_sound": spec.first_sound + 1, "parameters": parameters(model.lm), "steps": rows}
+    return {
+        "steps_to_first_sound": spec.first_sound + 1,
+        "parameters": parameters(model.lm),
+        "steps": rows,
+        "as served": served_speech(model),
+    }
+
+
+class Talker:
+    """A stream that always has a word to say."""
+
+    opening: Delivery | None = None
+
+    def ready(self) -> bool:
+        return True
+
+    def force(self, sampled: int) -> int:
+        return 3
+
+
+def served_speech(model: TtsModel) -> list[Numbers]:
+    """The step that a server makes, two graphs and the host's answer between them; every ring full."""
+    with freed():
+        start = time.perf_counter()
+        runner = CudaTtsRunner(
+            model,
+            TTS_BATCHES[-1],
+            DEVICE,
+            begin=lambda state, slot, delivery: model.begin(state, slot, Sampling(seed=slot)),
+            default=Delivery(),
+        )
+        ready = time.perf_counter() - start
+        for slot in range(runner.slots):
+            model.begin(runner._state, slot, Sampling(seed=slot))
+        fill({"lm": runner._state["lm"], "decoder": runner._state["decoder"]})
+        runner._state["steps"].fill_(1000)  # type: ignore[union-attr]
+        runner._steps = [1000] * runner.slots
+        rows: list[Numbers] = []
+        for batch in TTS_BATCHES:
+            step = partial(runner.step, range(batch), [Talker() for _ in range(batch)])
+            rows.append({"streams": batch, **host_ms(step, 20)})
+        rows[0]["seconds_to_capture"] = ready
+        return rows
+
+
+DIALOGUE = LmSpec(
+    text_in_vocab_size=32001,
+    text_out_vocab_size=32000,
+    audio_vocab_size=2049,
+    audio_codebooks=16,
+    transformer=TransformerSpec(4096, 32, 32, 16896, 3000, gating="silu"),
+    depformer=DepformerSpec(8, TransformerSpec(1024, 16, 6, 4224, 8, gating="silu", positional_embedding="none")),
+)
+
+
+def dialogue() -> Numbers:
+    """The shape of Moshi (7B), as far as it is known: a step as a server makes it, with and without graphs."""
+    torch.manual_seed(0)
+    mimi_spec = MimiSpec(quantizer=QuantizerSpec(codebooks=8))
+    model = DialogueModel(make_mimi(mimi_spec), make_lm(DIALOGUE), DialogueSpec(8, 8, 1, 3, 0, 32000)).to(DEVICE)
+    frame = np.random.default_rng(0).uniform(-0.5, 0.5, 1920).astype(np.float32)
+    most = 16
+    rows: dict[int, Numbers] = {batch: {"streams": batch} for batch in (1, 2, 4, 8, 16)}
+    found: Numbers = {"parameters": parameters(model.lm), "steps": list(rows.values())}
+    for graphs in (False, True):
+        with freed():
+            start = time.perf_counter()
+            runner = CudaDialogueRunner(model, most, DEVICE, condition=lambda values: None, graphs=graphs)
+            found["seconds_to_capture"] = time.perf_counter() - start
+            for slot in range(most):
+                model.begin(runner._state, slot, DialogueSettings())
+            fill({name: runner._state[name] for name in ("lm", "encoder", "decoder")})
+            runner._state["steps"].fill_(5000)  # type: ignore[union-attr]
+            runner._steps = [5000] * most
+            for batch, row in rows.items():
+                if graphs or batch in (1, most):
+                    step = partial(runner.step, range(batch), [frame] * batch)
+                    row["captured" if graphs else "eager"] = host_ms(step, 10)["p50"]
+            found["bytes_a_stream"] = state_bytes(runner._state) / (most + 1)
+            del runner
+    return found
 
 
 def parameters(module: torch.nn.Module) -> int:
@@ -627,6 +714,7 @@ def parts(options: argparse.Namespace, bandwidth: float) -> dict[str, Callable[[
                 shape, bandwidth, eight_bit=eight_bit, profile=table, repeats=options.repeats
             )
     found["tts-1.6b"] = lambda: text_to_speech(bandwidth)
+    found["moshi-7b"] = dialogue
     if options.moshi:
         found["moshi package"] = lambda: beside_the_package(options.moshi)
     return found
