@@ -132,6 +132,7 @@ def soak(folder: Path, options: argparse.Namespace) -> tuple[list[str], dict[str
             f"answers, {name} third: {part.count}, p50 {1000 * part.p50:.0f} ms, p99 {1000 * part.p99:.0f} ms"
             f" (the clients' own clock was late by {1000 * part.late:.0f} ms at p99)"
         )
+    print("load of the machine: {:.1f} in the first third, {:.1f} in the last".format(*thirds(samples, "load")))
     amiss = ledger.faults + audit(ledger, metrics)
     amiss += [f"{used} slots of {name} are still held" for name, used in held.items()]
     amiss += leaks(samples, before, after, tasks_before, tasks_after) + steadiness(first_third, last_third)

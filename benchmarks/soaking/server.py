@@ -98,13 +98,14 @@ def write_config(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Sample:
-    """A process at one time: seconds since the start, resident bytes, open files, threads, asyncio tasks."""
+    """A process at one time: seconds since the start, resident bytes, open files, threads, tasks, the machine's load."""
 
     seconds: float
     rss: int
     files: int
     threads: int
     tasks: int = 0
+    load: float = 0.0
 
 
 class Server:
@@ -181,6 +182,7 @@ class Server:
             len(os.listdir(proc / "fd")),
             int(status["Threads"]),
             sum(self.tasks().values()),
+            os.getloadavg()[0],
         )
 
     def complaints(self) -> list[str]:
