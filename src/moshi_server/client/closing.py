@@ -68,6 +68,8 @@ def error_of_refusal(response: Response, url: str) -> MoshiServerError:
         return AuthError(said.get("code", "invalid_key"), message, hint=hint or "pass a valid api_key")
     if status == 400 and "error" in said:
         return InvalidMessageError(message, hint=hint)
+    if status == 429:
+        return RateLimitedError(message, hint=hint)
     if status == 503:
         return NoFreeSlotError(message, hint=hint)
     if status in (403, 404, 405, 426):  # older workers answered 403 without a body at an unknown path

@@ -131,7 +131,7 @@ class Speeches:
 
     def __init__(self, state: ServerState, models: Models) -> None:
         self._models = models
-        self._admission = state.admission
+        self._state = state
         self._uploads = {module.name: Uploads(module) for module in state.modules if module.kind in SPEAKING}
 
     async def answer(self, request: Request) -> Response:
@@ -150,7 +150,7 @@ class Speeches:
 
     async def _answer(self, request: Request, place: contextlib.ExitStack) -> SoundStream:
         first = self._models.find("", SPEAKING)
-        place.enter_context(self._admission.admit(self._models.check(request, first)))
+        place.enter_context(self._state.admission.admit(self._models.check(request, first)))
         wish = await _wish(request, first.limits)
         module = self._models.find(wish.model, SPEAKING)
         self._models.check(request, module)

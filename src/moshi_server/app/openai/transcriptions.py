@@ -55,7 +55,7 @@ class Transcriptions:
 
     def __init__(self, state: ServerState, models: Models) -> None:
         self._models = models
-        self._admission = state.admission
+        self._state = state
         self._uploads = {module.name: Uploads(module) for module in state.modules if module.kind in HEARING}
 
     async def answer(self, request: Request) -> Response:
@@ -77,7 +77,7 @@ class Transcriptions:
         limit = max(module.limits.max_upload_bytes for module in self._modules())
         patience = max(module.limits.upload_seconds for module in self._modules())
         async with AsyncExitStack() as stack:
-            stack.enter_context(self._admission.admit(caller))
+            stack.enter_context(self._state.admission.admit(caller))
             try:
                 async with asyncio.timeout(patience):
                     async with _limited(request, limit).form(max_files=1, max_fields=32) as form:
