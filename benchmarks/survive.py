@@ -153,13 +153,12 @@ async def kill_some(workers: Sequence[Worker], args: argparse.Namespace, chance:
         worker.start()
         await worker.wait_healthy()
 
-    back: set[asyncio.Task[None]] = set()
+    back: set[asyncio.Task[None]] = set()  # the event loop itself holds no task
     for _ in range(args.kills):
         await asyncio.sleep(chance.uniform(0.5, 1.5) * args.seconds / (args.kills + 1))
         while len(alive := [worker for worker in workers if await asyncio.to_thread(worker.healthy)]) <= args.spare:
             await asyncio.sleep(0.2)
         back.add(asyncio.create_task(one(chance.choice(alive))))
-    await asyncio.gather(*back)
 
 
 def words_of(transcript: Transcript) -> list[tuple[str, float]]:
@@ -236,7 +235,7 @@ async def run(args: argparse.Namespace, folder: Path) -> dict:
         begun = time.monotonic()
         await asyncio.gather(*(one(index) for index in range(args.streams)))
         seconds = time.monotonic() - begun
-        await killing
+        killing.cancel()
         which = [index % len(played) for index in range(args.streams)]
         figures = report(stories, [wholes[i] for i in which], [played[i][1] for i in which])
         head = {"workers": args.workers, "streams": args.streams, "seconds": round(seconds, 1), "seed": args.seed}

@@ -26,6 +26,7 @@ from ..fakes import say
 DOCS = Path(__file__).parents[2] / "docs"
 PROTOCOLS = (DOCS / "protocols.md").read_text(encoding="utf-8")
 TUTORIAL = (DOCS / "tutorial.md").read_text(encoding="utf-8")
+CLIENT = (DOCS / "client.md").read_text(encoding="utf-8")
 KEY = "public_token"
 
 
@@ -33,7 +34,7 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("code", blocks(PROTOCOLS, "python") + blocks(TUTORIAL, "python"))
+@pytest.mark.parametrize("code", blocks(PROTOCOLS, "python") + blocks(TUTORIAL, "python") + blocks(CLIENT, "python"))
 async def test_each_example_runs(code, tmp_path):
     (tmp_path / "talk.wav").write_bytes(wav_bytes(say(11, 12, 999, 3, 3)))
     async with serve(auth=Authenticator([KEY])) as server:
@@ -115,7 +116,7 @@ def test_configurations_that_the_tutorial_names_are_shipped():
     assert set(named) <= set(shipped())
 
 
-@pytest.mark.parametrize("page", [PROTOCOLS, TUTORIAL])
+@pytest.mark.parametrize("page", [PROTOCOLS, TUTORIAL, CLIENT])
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([\w./-]+\.md)\)", page):
         assert (DOCS / target).is_file(), target

@@ -35,6 +35,7 @@ CHECKED = {
     ("*", ""): f"{HERE}::test_what_has_no_language_is_no_command",
     ("README.md", "python"): f"{HERE}::test_each_program_runs",
     ("openai.md", "python"): f"{HERE}::test_each_program_runs",
+    ("client.md", "python"): "tests/client/test_docs.py::test_each_example_runs",
     ("protocols.md", "python"): "tests/client/test_docs.py::test_each_example_runs",
     ("tutorial.md", "python"): "tests/client/test_docs.py::test_each_example_runs",
     ("tts.md", "python"): "tests/client/test_tts_docs.py::test_the_example_runs",

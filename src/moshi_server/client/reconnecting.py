@@ -92,7 +92,7 @@ class ReconnectingAsrClient:
         self._to_send = asyncio.Event()
         self._readable = asyncio.Event()
         self._writable = asyncio.Event()
-        self._heard_at = 0.0
+        self._silent = 0.0
         self._fruitless = 0
         self._task = asyncio.create_task(self._run())
 
@@ -265,7 +265,7 @@ class ReconnectingAsrClient:
 
     async def _receive_all(self) -> None:
         while events := await self._link.receive():
-            self._heard_at = asyncio.get_running_loop().time()
+            self._silent = 0.0
             self._tell(*(told for event in events for told in self._replay.take(event)))
 
     async def _send_all(self) -> None:
@@ -277,18 +277,17 @@ class ReconnectingAsrClient:
 
     async def _watch(self) -> None:
         """Find a server that says nothing any more, for which TCP may take a quarter of an hour."""
-        clock = asyncio.get_running_loop().time
-        self._heard_at = clock()
+        tick = self._how.stall_seconds / 20
+        self._silent = 0.0
         while True:
-            await asyncio.sleep(self._how.stall_seconds / 20)
-            if not self._replay.owed:
-                self._heard_at = clock()
-            silent = clock() - self._heard_at
-            if silent > self._how.stall_seconds / 2:
+            await asyncio.sleep(tick)
+            # Looks are counted, not seconds: a process that was stopped for a minute has not listened for a minute.
+            self._silent = self._silent + tick if self._replay.owed else 0.0
+            if self._silent > self._how.stall_seconds / 2:
                 self._replay.ask()
                 self._to_send.set()
-            if silent > self._how.stall_seconds:
-                raise SessionError(f"nothing has come from the server for {silent:.0f} s")
+            if self._silent > self._how.stall_seconds:
+                raise SessionError(f"nothing has come from the server for {self._silent:.0f} s")
 
     async def _connect_again(self, reason: MoshiServerError) -> None:
         """Find a server that takes over.
