@@ -1,9 +1,14 @@
-"""`python -m tests.app.fake_worker CONFIG PORT`: the real `run`, with a runner that holds no model."""
+"""`python -m tests.app.fake_worker CONFIG PORT`: the real `run`, with a runner that holds no model.
+
+``FAKE_STEP=fails`` or ``hangs`` says what becomes of its steps in the first module.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +27,10 @@ def build_engines(
     config: Config, *, device: str | None, hooks_for: Callable[[str, str], EngineHooks]
 ) -> list[BuiltModule]:
     """Engines as configured, but for the model."""
+    runners = {name: FakeRunner(module.batch_size) for name, module in config.modules.items()}
+    broken = {"fails": _fail, "hangs": lambda: time.sleep(1000)}.get(os.environ.get("FAKE_STEP", ""))
+    if broken is not None:
+        next(iter(runners.values())).before_step = broken
     return [
         BuiltModule(
             name,
@@ -29,7 +38,7 @@ def build_engines(
             Engine(
                 name,
                 module.type,
-                FakeRunner(module.batch_size),
+                runners[name],
                 lambda: AsrStream(3, spell),
                 hooks=hooks_for(name, module.type),
                 warmup=config.warmup.enabled,
@@ -37,6 +46,10 @@ def build_engines(
         )
         for name, module in config.modules.items()
     ]
+
+
+def _fail() -> None:
+    raise RuntimeError("the device is broken")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import httpx
 import pytest
 import websockets
 
-from moshi_server.app.serve import banner
+from moshi_server.app.serve import EXIT_FAILED, banner
 from moshi_server.app.worker import listen
 from moshi_server.cli.configs import find
 from moshi_server.config import load_config
@@ -174,6 +174,60 @@ async def test_a_second_signal_ends_it_now(tmp_path: Path) -> None:
         code, log = await running.ended()
         assert code == 0, log
         assert "Traceback" not in log
+
+
+async def failed_stream(running: Process) -> int | None:
+    """What a stream's close code is whose module fails."""
+    async with running.connect() as client:
+        for _ in range(5):
+            with contextlib.suppress(websockets.ConnectionClosed):
+                await client.send(audio(say(81)))
+        await close_of(client, 15)
+        return client.close_code
+
+
+async def test_8_a_model_that_fails_for_good_ends_the_worker_with_a_status_of_its_own(tmp_path: Path) -> None:
+    async with worker(write_config(tmp_path, extra="exit_on_failure = true"), FAKE_STEP="fails") as running:
+        async with running.connect("/api/solo") as other:
+            await other.send(audio(say(82)))
+            await events(other, "Step")
+            for _ in range(3):
+                assert await failed_stream(running) == 1011
+            # The other module's stream may end first; meanwhile the worker says that it has failed.
+            while "failed" not in await running.text("/live"):
+                await asyncio.sleep(0.02)
+            assert await running.health() == 503
+            await other.send(message("Flush"))
+            await events(other, "Flush")
+        code, log = await running.ended()
+    assert code == EXIT_FAILED, log
+    assert "ending, since a model has failed for good" in log
+
+
+async def test_8_a_step_that_hangs_is_noticed_and_ends_the_worker(tmp_path: Path) -> None:
+    config = write_config(tmp_path, extra="exit_on_failure = true")
+    config.write_text(config.read_text().replace("[modules.asr]", "[modules.asr]\nstep_timeout_seconds = 1.0"))
+    async with worker(config, FAKE_STEP="hangs") as running:
+        async with running.connect() as client:
+            await client.send(audio(say(81)))
+            _, code, reason = await close_of(client, 15)
+        assert code == 1011
+        assert "a model step has not come back for 1 s" in reason
+        code, log = await running.ended()
+    assert code == EXIT_FAILED, log
+
+
+async def test_8_without_being_asked_a_failed_worker_stays_and_says_so(tmp_path: Path) -> None:
+    async with worker(write_config(tmp_path), FAKE_STEP="fails") as running:
+        for _ in range(3):
+            await failed_stream(running)
+        while "failed" not in await running.text("/live"):
+            await asyncio.sleep(0.02)
+        assert await running.health() == 503
+        async with running.connect("/api/solo") as other:
+            await events(other, "Ready")
+        running.process.terminate()
+        assert (await running.ended())[0] == 0
 
 
 async def test_3_keys_come_from_the_file_and_the_environment_and_no_log_has_them(tmp_path: Path) -> None:

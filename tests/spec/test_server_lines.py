@@ -324,6 +324,11 @@ LINES: dict[str, tuple[str, ...]] = {
         "app/test_life.py::test_8_a_rooms_producer_and_listeners_are_told_if_they_asked",
         "app/test_life.py::test_8_a_realtime_session_is_told_by_an_event",
     ),
+    "8 a model that failed for good, or hangs, ends the worker if asked": (
+        "app/test_worker.py::test_8_a_model_that_fails_for_good_ends_the_worker_with_a_status_of_its_own",
+        "app/test_worker.py::test_8_a_step_that_hangs_is_noticed_and_ends_the_worker",
+        "app/test_worker.py::test_8_without_being_asked_a_failed_worker_stays_and_says_so",
+    ),
     "8 /live and /ready": (
         "app/test_life.py::test_8_ready_says_why_not_while_it_warms_up",
         "app/test_life.py::test_8_ready_counts_slots_and_says_full",
