@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
@@ -34,6 +34,11 @@ from moshi_server.bench.stt import frames_of
 from moshi_server.errors import MoshiServerError
 from moshi_server.events import Ready, Step
 from moshi_server.protocol import asr
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from moshi_server.app.routes import ServerState
 
 STEP = asr.encode(Step(1000, (0.1, 0.2, 0.3, 0.4), 0))
 UNDER_WAY = 2
@@ -157,13 +162,11 @@ class NullRunner:
         pass
 
 
-def serve_ours(port: int, clients: int) -> None:
-    import uvloop
-
+def null_server(clients: int) -> tuple[ServerState, FastAPI]:
+    """The real application before a runner without a model."""
     from moshi_server.app.factory import create_app, hooks_for
     from moshi_server.app.module import ServedModule
     from moshi_server.app.routes import ServerState
-    from moshi_server.app.worker import Worker
     from moshi_server.auth import Authenticator
     from moshi_server.engine.asr import AsrStream
     from moshi_server.engine.worker import Engine
@@ -174,8 +177,16 @@ def serve_ours(port: int, clients: int) -> None:
     engine = Engine("asr", "BatchedAsr", NullRunner(clients), lambda: AsrStream(6, str), hooks=hooks_for(counted))
     module = ServedModule("asr", "BatchedAsr", "/api/asr-streaming", engine, counted, files={}, auth=False)
     state = ServerState([module], Authenticator([]), metrics, instance="overhead")
-    worker = Worker(create_app(state), state, listen("127.0.0.1", port))
-    uvloop.run(worker.run())
+    return state, create_app(state)
+
+
+def serve_ours(port: int, clients: int) -> None:
+    import uvloop
+
+    from moshi_server.app.worker import Worker
+
+    state, app = null_server(clients)
+    uvloop.run(Worker(app, state, listen("127.0.0.1", port)).run())
 
 
 def median(rounds: list[Round]) -> Round:

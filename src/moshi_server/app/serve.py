@@ -7,10 +7,12 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 
+from fastapi import FastAPI
+
 from ..auth import Authenticator
 from ..config import Config, MimiConfig
 from ..engine.build import BuiltModule, build_engines
-from ..gpu.probe import MemoryReader
+from ..gpu.probe import MemoryReader, probe, visible
 from ..metrics import Metrics, SystemReading
 from .admission import Admission, CallerLimits
 from .factory import create_app, hooks_for, limits_of
@@ -52,28 +54,7 @@ def run(
     """
     listener = listen(host, port)
     try:
-        metrics = Metrics(None if cpu else gpu_reader())
-        built = build_engines(
-            config,
-            device="cpu" if cpu else None,
-            hooks_for=lambda name, kind: hooks_for(metrics.module(kind, name)),
-        )
-        if not config.warmup.enabled:
-            for _ in built:
-                metrics.warmup_skipped.inc()
-        state = ServerState(
-            modules=[served(module, metrics) for module in built],
-            auth=authenticator(config, env),
-            metrics=metrics,
-            instance=config.instance_name,
-            admission=Admission(CallerLimits(config.max_sessions_per_key, config.max_starts_per_minute)),
-            refuse_before_upgrade=config.refuse_before_upgrade,
-        )
-        # With neither, every request is refused: an operator who reads only warnings must see it.
-        level = logging.INFO if state.auth.accepts_keys or state.auth.accepts_tokens else logging.WARNING
-        for note in state.auth.notes():
-            logger.log(level, note)
-        app = create_app(state, static_dir=config.static_dir)
+        state, app, built = assemble(config, cpu=cpu, env=env)
         worker = Worker(
             app,
             state,
@@ -88,6 +69,43 @@ def run(
         return EXIT_FAILED if worker.failed else 0
     finally:
         listener.close()
+
+
+def assemble(
+    config: Config, *, cpu: bool, env: Mapping[str, str] = os.environ
+) -> tuple[ServerState, FastAPI, Sequence[BuiltModule]]:
+    """Load what a configuration names and put the application together; nothing is started yet.
+
+    Args:
+        config: as `load_config` gives it.
+        cpu: use no GPU.
+        env: as for `run`.
+
+    Raises:
+        MoshiServerError: what cannot be loaded, or does not fit.
+    """
+    metrics = Metrics(None if cpu else gpu_reader(env))
+    built = build_engines(
+        config,
+        device="cpu" if cpu else None,
+        hooks_for=lambda name, kind: hooks_for(metrics.module(kind, name)),
+    )
+    if not config.warmup.enabled:
+        for _ in built:
+            metrics.warmup_skipped.inc()
+    state = ServerState(
+        modules=[served(module, metrics) for module in built],
+        auth=authenticator(config, env),
+        metrics=metrics,
+        instance=config.instance_name,
+        admission=Admission(CallerLimits(config.max_sessions_per_key, config.max_starts_per_minute)),
+        refuse_before_upgrade=config.refuse_before_upgrade,
+    )
+    # With neither, every request is refused: an operator who reads only warnings must see it.
+    level = logging.INFO if state.auth.accepts_keys or state.auth.accepts_tokens else logging.WARNING
+    for note in state.auth.notes():
+        logger.log(level, note)
+    return state, create_app(state, static_dir=config.static_dir), built
 
 
 def banner(address: str, built: Sequence[BuiltModule]) -> str:
@@ -116,9 +134,10 @@ def banner(address: str, built: Sequence[BuiltModule]) -> str:
     return "\n".join([f"moshi-server is ready. The page: {address}/", *(f"  {line}" for line in lines)]) + "\n"
 
 
-def gpu_reader() -> Callable[[], SystemReading | None]:
-    """What the ``system_*`` gauges show: all GPUs together, or nothing where there is none."""
-    read = MemoryReader()
+def gpu_reader(env: Mapping[str, str] = os.environ) -> Callable[[], SystemReading | None]:
+    """What the ``system_*`` gauges show: all GPUs together that CUDA shows, or nothing where there is none."""
+    narrowed = "CUDA_VISIBLE_DEVICES" in env
+    read = MemoryReader([gpu.index for gpu in visible(probe().gpus, env)] if narrowed else None)
 
     def reading() -> SystemReading | None:
         found = read()
