@@ -43,9 +43,9 @@ PEAK_BYTES = 400 * 2**20
 
 
 def load_targets() -> list[Target]:
-    from fuzzing import messages, requests, sounds
+    from fuzzing import bridge, messages, requests, sounds
 
-    return [*messages.targets(), *sounds.targets(), *requests.targets()]
+    return [*messages.targets(), *sounds.targets(), *requests.targets(), *bridge.targets()]
 
 
 def corpus(name: str) -> list[bytes]:
@@ -63,7 +63,7 @@ def hunt(options: argparse.Namespace) -> None:
         import atheris
 
         with atheris.instrument_imports(
-            include=["moshi_server", "jwt", "starlette", "python_multipart", "json", "tomllib"]
+            include=["moshi_server", "wyoming", "jwt", "starlette", "python_multipart", "json", "tomllib"]
         ):
             target = _target(options.child)
     else:

@@ -55,8 +55,9 @@ def _loop() -> asyncio.Runner:
     return runner
 
 
-def _run(work: Coroutine[Any, Any, _T]) -> _T:
-    return _loop().run(work)
+def run(work: Coroutine[Any, Any, _T]) -> _T:
+    """In a loop that stays, since making one takes longer than what is fed. What only waits uses no processor time."""
+    return _loop().run(asyncio.wait_for(work, 30))
 
 
 # Credentials.
@@ -151,9 +152,9 @@ def feed_json(data: bytes) -> None:
     """The body of a text to be spoken, in our form and in OpenAI's."""
     posts = SpeechPosts(cast("Any", SimpleNamespace(limits=_LIMITS)))
     with contextlib.suppress(InvalidMessageError):
-        _settings(_run(posts._query(_request(data))))
+        _settings(run(posts._query(_request(data))))
     with contextlib.suppress(ApiError):
-        wish = _run(speech._wish(_request(data), _LIMITS))
+        wish = run(speech._wish(_request(data), _LIMITS))
         wish.sound()
         wish.checked_voice(_MODULES[0])
 
@@ -170,7 +171,7 @@ def feed_form(data: bytes) -> None:
             agree(wish.format in transcriptions.FORMATS, wish.format)
 
     with contextlib.suppress(ApiError, HTTPException):
-        _run(read())
+        run(read())
 
 
 def feed_refusal(data: bytes) -> None:

@@ -98,7 +98,7 @@ def write_config(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Sample:
-    """A process at one time: seconds since the start, resident bytes, open files, threads, tasks, the machine's load."""
+    """A process at one time: seconds since the start, resident bytes, open files, threads, tasks; the system load."""
 
     seconds: float
     rss: int

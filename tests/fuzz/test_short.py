@@ -55,7 +55,7 @@ def test_every_decoder_is_fed_something_that_it_takes() -> None:
     from moshi_server.protocol import asr
 
     by_name = {target.name: target for target in TARGETS}
-    assert len(by_name) == len(TARGETS) == 20
+    assert len(by_name) == len(TARGETS) == 21
     assert sum(asr.decode_samples(seed) is not None for seed in by_name["asr_message"].seeds) >= 3
     read = [seed for seed in by_name["audio_file"].seeds if seed[:4] in (b"RIFF", b"fLaC", b"OggS", b"ID3\x04")]
     assert {len(read_audio(seed)) > 0 for seed in read} == {True}
