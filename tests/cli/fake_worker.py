@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 
 from moshi_server.app import serve
@@ -35,6 +36,8 @@ def build_engines(
         runner = FakeRunner(module.batch_size)
         if reason := os.environ.get("FAKE_WARMUP_FAILURE"):
             runner.warmup = failing(reason)  # type: ignore[method-assign]
+        if os.environ.get("FAKE_STEP") == "hangs":
+            runner.before_step = lambda: time.sleep(1000)
         engine = Engine(
             name,
             module.type,

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import msgpack
 import pytest
 import websockets
 
@@ -38,7 +39,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def worker(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def worker(folder: Path, *options: str, **env: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A worker that answers, and its port."""
     port = free_port()
     command = [sys.executable, "-m", "tests.cli.fake_worker", "worker", "--config", "c.toml"]
@@ -46,7 +47,7 @@ def worker(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str],
     process = subprocess.Popen(
         command,
         cwd=folder,
-        env=environment(PYTHONPATH=str(ROOT)),
+        env=environment(PYTHONPATH=str(ROOT), **env),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -82,6 +83,45 @@ def test_1_a_worker_starts_serves_and_ends_in_order(folder: Path, number: signal
     assert all(LINE.fullmatch(line) for line in file.splitlines())
     assert re.search(r"INFO moshi_server.cli.worker worker.py:\d+ moshi-server [\d.]+ starts config=c.toml", file)
     assert re.search(r"INFO moshi_server\.app\.\w+ \w+.py:\d+ ended$", file.rstrip())
+
+
+def test_1_drain_seconds_of_the_command_line_count(folder: Path) -> None:
+    async def stay(port: int, process: subprocess.Popen[str]) -> int | None:
+        url = f"ws://127.0.0.1:{port}/api/asr-streaming?auth_id=key"
+        async with websockets.connect(url) as socket:
+            await socket.recv()
+            process.terminate()
+            with pytest.raises(websockets.ConnectionClosed):
+                while True:
+                    await asyncio.wait_for(socket.recv(), 20)  # the configuration's 30 s would be too long
+            return socket.close_code
+
+    with worker(folder, "--drain-seconds", "0.2") as (process, port):
+        assert asyncio.run(stay(port, process)) == 1001
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
+def test_1_exit_on_failure_of_the_command_line_counts_and_the_log_is_whole(folder: Path) -> None:
+    async def hang(port: int) -> int | None:
+        url = f"ws://127.0.0.1:{port}/api/asr-streaming?auth_id=key"
+        async with websockets.connect(url) as socket:
+            await socket.send(msgpack.packb({"type": "Audio", "pcm": [0.1] * 1920}))
+            with pytest.raises(websockets.ConnectionClosed):
+                while True:
+                    await asyncio.wait_for(socket.recv(), 20)
+            return socket.close_code
+
+    text = (folder / "c.toml").read_text()
+    (folder / "c.toml").write_text(text.replace("[modules.asr]", "[modules.asr]\nstep_timeout_seconds = 0.5", 1))
+    with worker(folder, "--exit-on-failure", FAKE_STEP="hangs") as (process, port):
+        assert asyncio.run(hang(port)) == 1011
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 70
+    file = (folder / "logs" / "log.test").read_text()
+    assert file == err
+    assert "a model step has not come back for 0.5 s" in file
+    assert file.splitlines()[-1].endswith(" ended")
 
 
 def test_6_silent_says_nothing_on_the_console(folder: Path) -> None:

@@ -317,6 +317,10 @@ LINES: dict[str, tuple[str, ...]] = {
         "app/test_worker.py::test_8_streams_that_do_not_finish_are_closed_with_1001_after_the_grace_time",
         "app/test_life.py::test_8_a_recording_posted_before_the_end_is_answered_and_one_after_it_is_503",
     ),
+    "1 worker --drain-seconds, --exit-on-failure": (
+        "cli/test_worker.py::test_1_drain_seconds_of_the_command_line_count",
+        "cli/test_worker.py::test_1_exit_on_failure_of_the_command_line_counts_and_the_log_is_whole",
+    ),
     "8 running streams are told of SIGTERM if they asked": (
         "app/test_life.py::test_8_a_stream_that_asked_for_notices_is_told_that_the_server_ends_and_goes_on",
         "app/test_life.py::test_8_text_to_speech_is_told_in_its_message_formats_only",

@@ -82,7 +82,7 @@ def worker(
     logger = logging.getLogger(__name__)
     try:
         from .. import __version__
-        from ..app.serve import run
+        from ..app.serve import EXIT_FAILED, run
 
         logger.info("moshi-server %s starts", __version__, extra={"fields": {"config": config, "cpu": cpu}})
         # The log says the same; this is for the eyes of whoever sits at the terminal.
@@ -111,4 +111,9 @@ def worker(
         raise MoshiServerError(f"{type(error).__name__}: {error}", hint=hint) from error
     finally:
         output.close()
+    if code == EXIT_FAILED:
+        # A device that hangs may hold up an ordinary end for ever. All is said, and every socket is closed.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     raise typer.Exit(code)
