@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 from moshi_server.model.conv import CausalConv1d
 from moshi_server.model.seanet import SeanetEncoder, SeanetSpec
 from moshi_server.model.streaming import branch, leaf, leaves, reset_state, state_bytes
+from moshi_server.model.transformer import StreamingTransformer, TransformerSpec
 
 SPEC = SeanetSpec(dimension=8, filters=2, ratios=(2, 2))
 
@@ -40,6 +42,20 @@ def test_reset_touches_only_its_slots() -> None:
         second = layer.step(x, state, everyone)
     assert torch.equal(second[[0, 2]], first[[0, 2]])
     assert not torch.equal(second[1], first[1])
+
+
+@pytest.mark.parametrize("dtype", [None, torch.int8], ids=["as is", "8 bits"])
+def test_what_a_ring_held_before_is_not_seen(dtype: torch.dtype | None) -> None:
+    torch.manual_seed(0)
+    model = StreamingTransformer(TransformerSpec(32, 4, 2, 64, context=5)).eval()
+    state = model.init_state(3, dtype=dtype)
+    slots = torch.tensor([2, 0])
+    frames = torch.randn(9, 2, 1, 32)
+    first = [model.step(x, state, slots) for x in frames]
+    reset_state(state, slots, rings=False)
+    assert leaf(state, "ring.0").any()
+    for x, want in zip(frames, first, strict=True):
+        torch.testing.assert_close(model.step(x, state, slots), want)
 
 
 def test_a_module_without_parameters_has_a_state_on_the_cpu() -> None:

@@ -220,10 +220,12 @@ class SttRunner:
 
     def reset(self, slots: Sequence[int]) -> None:
         """Put these slots back to the beginning of a stream."""
+        from ..model.ring_attention import in_place
         from ..model.streaming import reset_state
 
         with self._torch.inference_mode():
-            reset_state(self._state, self._torch.tensor(list(slots), dtype=self._torch.int64, device=self._device))
+            index = self._torch.tensor(list(slots), dtype=self._torch.int64, device=self._device)
+            reset_state(self._state, index, rings=not in_place(self._device))
 
     def step(self, slots: Sequence[int], inputs: Sequence[Any]) -> list[AsrOutput]:
         """One `Frame` of 1920 samples for each slot; one `AsrOutput` each."""

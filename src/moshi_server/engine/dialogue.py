@@ -196,12 +196,13 @@ class DialogueRunner:
 
     def reset(self, slots: Sequence[int]) -> None:
         """Put these slots back to the beginning of a conversation."""
+        from ..model.ring_attention import in_place
         from ..model.streaming import reset_state
 
         for slot in slots:
             self._steps[slot] = 0
         with self._torch.inference_mode():
-            reset_state(self._state, self._index(slots))
+            reset_state(self._state, self._index(slots), rings=not in_place(self._device))
 
     def step(self, slots: Sequence[int], inputs: Sequence[Begin | Frame]) -> list[Spoken]:
         """One frame of 1920 samples, or `Begin`, for each slot."""

@@ -76,10 +76,20 @@ def leaves(state: State) -> Iterator[Tensor]:
             yield from leaves(value)
 
 
-def reset_state(state: State, slots: Tensor) -> None:
-    """Put the rows ``slots`` (N,), int64, of every leaf back to the beginning of a stream."""
-    for tensor in leaves(state):
-        tensor.index_fill_(0, slots, 0)
+_RINGS = ("ring.", "scales.")
+
+
+def reset_state(state: State, slots: Tensor, *, rings: bool = True) -> None:
+    """Put the rows ``slots`` (N,), int64, of every leaf back to the beginning of a stream.
+
+    Without ``rings`` keys and values stay as they are: whoever reads no more of a ring than was written need not clear
+    it, and it is nearly all of the state.
+    """
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            reset_state(value, slots, rings=rings)
+        elif rings or not name.startswith(_RINGS):
+            value.index_fill_(0, slots, 0)
 
 
 def state_bytes(state: State) -> int:

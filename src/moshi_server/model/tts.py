@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from moshi_server.model.embedding import ZERO_TOKEN
 from moshi_server.model.lm import LmModel
 from moshi_server.model.mimi import Mimi
+from moshi_server.model.ring_attention import in_place
 from moshi_server.model.sampling import choose_rows, sample_rows, uniform
 from moshi_server.model.streaming import State, branch, leaf
 
@@ -125,7 +126,7 @@ class TtsModel(nn.Module):
         both = torch.cat((index, index + total)) if self.spec.guidance else index
         for name, value in state.items():
             rows = both if name in ("lm", "condition") else index
-            reset_state({name: value}, rows)
+            reset_state({name: value}, rows, rings=not in_place(rows.device))
 
     @torch.inference_mode()
     def begin(
