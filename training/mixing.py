@@ -2,7 +2,7 @@
 
 import dataclasses
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from training.vocabulary import AMBIGUOUS
 FRAME = 1920
 MAX_SEGMENTS = 24
 # Sampling weight of each engine; rare voices count for more than their share of hours.
-ENGINE_WEIGHT = {"espeak": 0.3, "flite": 0.13, "festival": 0.13, "piper": 0.14, "kokoro": 0.3}
+ENGINE_WEIGHT = {"espeak": 0.27, "flite": 0.12, "festival": 0.12, "piper": 0.14, "kokoro": 0.35}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +54,11 @@ class Rows(IterableDataset[dict[str, torch.Tensor]]):
         speeds: tuple[float, float] = (0.85, 1.18),
         excerpts: float = 0.0,
         mute: float = 0.01,
+        more: Callable[[], Iterable[Located]] = tuple,
     ) -> None:
         self.by_engine: dict[str, list[Located]] = {}
-        for item in corpus:
-            if item.utterance.engine not in ENGINE_WEIGHT:
-                raise ValueError(f"{item.utterance.engine} is no engine to train on")
-            self.by_engine.setdefault(item.utterance.engine, []).append(item)
-        self.engines = list(self.by_engine)
-        self.weights = [ENGINE_WEIGHT[e] for e in self.engines]
+        self.take(corpus)
+        self.more = more  # what has come since it was last asked
         self.frames = frames
         self.speeds = speeds
         self.excerpts = excerpts  # share of utterances cut short at word borders
@@ -72,7 +69,18 @@ class Rows(IterableDataset[dict[str, torch.Tensor]]):
         worker = torch.utils.data.get_worker_info()
         rng = random.Random(f"{self.seed}/{worker.id if worker else 0}")
         while True:
-            yield self.row(rng)
+            self.take(self.more())
+            for _ in range(64):
+                yield self.row(rng)
+
+    def take(self, items: Iterable[Located]) -> None:
+        """Make rows of these too."""
+        for item in items:
+            if item.utterance.engine not in ENGINE_WEIGHT:
+                raise ValueError(f"{item.utterance.engine} is no engine to train on")
+            self.by_engine.setdefault(item.utterance.engine, []).append(item)
+        self.engines = list(self.by_engine)
+        self.weights = [ENGINE_WEIGHT[e] for e in self.engines]
 
     def row(self, rng: random.Random) -> dict[str, torch.Tensor]:
         length = self.frames * FRAME

@@ -279,6 +279,8 @@ SECOND_MIX: list[tuple[Kind, float]] = [
     (_hard, 0.02),
 ]
 """Of the second tier's shards, which are added to those of the first."""
+STRANGE_MIX: list[tuple[Kind, float]] = [(_outside, 0.6), (_strewn, 0.4)]
+"""Of more shards with words outside the vocabulary, so that they are not taken for the nearest word inside."""
 EVERYDAY_MIX: list[tuple[Kind, float]] = [(_everyday, 1.0)]
 OUTSIDE_MIX: list[tuple[Kind, float]] = [(_outside_held_out, 1.0)]
 NUMBER_MIX: list[tuple[Kind, float]] = [(_digit_string, 0.3), (_phone, 0.2), (_number, 0.3), (_numbers, 0.2)]
@@ -306,6 +308,7 @@ __all__ = [
     "NUMBER_WORDS",
     "OUTSIDE_MIX",
     "SECOND_MIX",
+    "STRANGE_MIX",
     "TRAIN_MIX",
     "is_eval",
     "number_words",

@@ -14,6 +14,7 @@ from training.synth.speech import Speech
 SPLITS = {
     "train": (False, False, sentences.TRAIN_MIX),
     "second": (False, False, sentences.SECOND_MIX),
+    "strange": (False, False, sentences.STRANGE_MIX),
     "seen": (False, True, sentences.NUMBER_MIX),
     "unseen": (True, True, sentences.NUMBER_MIX),
     "seen-mixed": (False, True, sentences.MIXED_MIX),

@@ -19,8 +19,10 @@ from torch.nn import functional
 from training import corpus, targets
 from training.augment import augment, render
 from training.evaluate_direct import evaluate_sets
+from training.live import Growing, Listing
 from training.mixing import FRAME, Rows
 from training.model import MelTarget, Outputs, TrainingModel
+from training.synth.speech import SAMPLE_RATE
 
 
 @dataclasses.dataclass
@@ -44,6 +46,8 @@ class Settings:
     eval_every: float
     eval_limit: int
     final_limit: int
+    live: Path | None
+    live_hours: float
 
 
 def drop_text(text: Tensor, start_token: int) -> Tensor:
@@ -112,7 +116,8 @@ def train(settings: Settings) -> None:
         engines[item.utterance.engine] = engines.get(item.utterance.engine, 0) + item.utterance.samples / 24000 / 60
     print(f"minutes by engine { ({k: round(v, 1) for k, v in engines.items()}) }, {len(items)} utterances", flush=True)
     more = {"speeds": (0.78, 1.28), "excerpts": 0.3, "mute": 0.03} if settings.resume else {}
-    rows = Rows(items, settings.frames, settings.seed, **more)  # type: ignore[arg-type]
+    listing = Listing(settings.out / "live.jsonl")
+    rows = Rows(items, settings.frames, settings.seed, more=listing, **more)  # type: ignore[arg-type]
     loader = iter(
         torch.utils.data.DataLoader(
             rows,
@@ -123,6 +128,12 @@ def train(settings: Settings) -> None:
         )
     )
     source = torch.from_numpy(audio).to(device)
+    growing = None
+    if settings.live:
+        room = torch.zeros(int(settings.live_hours * 3600 * SAMPLE_RATE), dtype=source.dtype, device=device)
+        source = torch.cat([source, room])
+        growing = Growing(settings.live, listing.path, source, len(audio))
+        growing.poll()
     model = TrainingModel().to(device)
     if settings.resume:
         load(settings.resume, model)
@@ -151,6 +162,8 @@ def train(settings: Settings) -> None:
         )
         for group in optimizer.param_groups:
             group["lr"] = rate
+        if growing and step % 100 == 0:
+            growing.poll()
         batch = {k: v.to(device, non_blocking=True) for k, v in next(loader).items()}
         clean = render(source, batch["segments"], settings.frames * FRAME)
         grown = settings.strength * (1.0 if settings.resume else min(1.0, 0.25 + 2.5 * progress))
@@ -199,6 +212,8 @@ def train(settings: Settings) -> None:
             curve.flush()
             if step % 200 == 0 or step <= 50:
                 print(json.dumps(line), flush=True)
+                if growing:
+                    print(f"{growing.seconds / 60:.0f} minutes came meanwhile", flush=True)
         if settings.eval_every and time.monotonic() - last_eval > settings.eval_every * 60:
             last_eval = time.monotonic()
             save(settings.out / "last.pt", model, ema, step)
@@ -247,6 +262,8 @@ def main() -> None:
     parser.add_argument("--eval-every", type=float, default=2.5)
     parser.add_argument("--eval-limit", type=int, default=20, help="utterances a set on the way")
     parser.add_argument("--final-limit", type=int, default=10**9)
+    parser.add_argument("--live", type=Path, help="shards that are still being written")
+    parser.add_argument("--live-hours", type=float, default=8.0, help="room for them")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     train(Settings(**vars(args)))

@@ -2,17 +2,18 @@
 
 import random
 
-from training.vocabulary import LEXICON_GB, LEXICON_US, WORDS
+from training.vocabulary import FIRST_TIER, LEXICON_GB, LEXICON_US, OUTSIDE_EVALUATION, OUTSIDE_TRAINING, WORDS
 
 from training import sentences, voices
 
 
 def test_training_and_evaluation_share_no_sentence():
     rng = random.Random(0)
-    train = {sentences.sentence(rng).replace(",", "") for _ in range(3000)}
+    mixes = (sentences.TRAIN_MIX, sentences.SECOND_MIX)
+    train = {sentences.sentence(rng, mix=mix).replace(",", "") for mix in mixes for _ in range(3000)}
     held = {
         sentences.sentence(rng, evaluation=True, mix=mix).replace(",", "")
-        for mix in (sentences.NUMBER_MIX, sentences.MIXED_MIX)
+        for mix in (sentences.NUMBER_MIX, sentences.MIXED_MIX, sentences.EVERYDAY_MIX)
         for _ in range(300)
     }
     assert not train & held
@@ -23,7 +24,25 @@ def test_training_and_evaluation_share_no_sentence():
 def test_every_word_comes_up_and_can_be_pronounced():
     rng = random.Random(1)
     said = {w for _ in range(2000) for w in sentences.sentence(rng).replace(",", "").split()}
-    assert said == set(WORDS) == set(LEXICON_US) == set(LEXICON_GB)
+    assert said == set(FIRST_TIER)
+    lines = [sentences.sentence(rng, mix=sentences.SECOND_MIX) for _ in range(6000)]
+    said = {w for line in lines for w in line.replace(",", "").split()}
+    assert set(WORDS) < said <= set(WORDS) | set(OUTSIDE_TRAINING)
+    assert set(LEXICON_US) == set(LEXICON_GB) > said
+
+
+def test_words_outside_are_split_into_those_of_training_and_those_of_evaluation():
+    assert not set(OUTSIDE_TRAINING) & set(OUTSIDE_EVALUATION)
+    assert not set(WORDS) & {*OUTSIDE_TRAINING, *OUTSIDE_EVALUATION}
+    assert len(OUTSIDE_EVALUATION) > 300
+    rng = random.Random(4)
+    said = {w for _ in range(500) for w in sentences.sentence(rng, evaluation=True, mix=sentences.OUTSIDE_MIX).split()}
+    assert said <= set(OUTSIDE_EVALUATION)
+
+
+def test_no_word_outside_sounds_like_one_inside():
+    sounds = lambda words: {p.translate(str.maketrans("", "", "ˈˌː")) for w in words for p in LEXICON_US[w].split()}  # noqa: E731
+    assert not sounds(WORDS) & sounds({*OUTSIDE_TRAINING, *OUTSIDE_EVALUATION})
 
 
 def test_numbers():

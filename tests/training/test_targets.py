@@ -54,3 +54,13 @@ def test_pauses_count_from_the_last_frame_of_speech_heard():
     first = [int(np.flatnonzero(labels[10:, i])[0]) + 10 for i in range(4)]
     assert first == [10 + int(np.ceil(p * 12.5)) for p in targets.PAUSES]
     assert not labels[6:11].any()
+
+
+def test_a_word_outside_the_vocabulary_is_speech_but_no_token():
+    words = [SpokenWord("one", 0.5, 0.9), SpokenWord("zucchini", 1.0, 1.6), SpokenWord("two", 1.7, 2.0)]
+    spans = targets.frame_spans(words, 60)
+    assert [text for text, _, _ in spans] == ["one", "zucchini", "two"]
+    tokens = list(targets.text_tokens(spans, 60))
+    assert [w.text for w in targets.words_of(tokens)] == ["one", "two"] == [w.text for w in targets.known(words)]
+    pauses = targets.pause_labels(spans, 60)
+    assert not pauses[spans[1][1] + 1 : spans[1][2] + 1].any(), "it is no pause either"
