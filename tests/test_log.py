@@ -136,6 +136,15 @@ def test_6_the_level_bounds_what_is_written(tmp_path: Path, level: str, shown: i
     assert names == ["TRACE", "DEBUG", "INFO", "WARN", "ERROR"][-shown:]
 
 
+def test_a_broken_form_is_no_line_of_the_log(tmp_path: Path) -> None:
+    """Whoever sent it is told; a client must not be able to fill the disk with the parser's warnings."""
+    from python_multipart.multipart import MultipartParser
+
+    with logging_to(tmp_path) as file, pytest.raises(ValueError, match="boundary"):
+        MultipartParser(b"xyz").write(b"--abc\r\n")
+    assert file.read_text() == ""
+
+
 def test_6_the_command_line_offers_every_level() -> None:
     assert [level.value for level in Level] == list(log.LEVELS)
 

@@ -38,7 +38,10 @@ LEVELS = {
     "error": logging.ERROR,
 }
 QUEUE_LINES = 20_000
-NOISY = {"httpx": logging.WARNING, "httpcore": logging.WARNING, "asyncio": logging.WARNING, "filelock": logging.WARNING}
+NOISY = {
+    "httpx": logging.WARNING, "httpcore": logging.WARNING, "asyncio": logging.WARNING, "filelock": logging.WARNING,
+    "python_multipart": logging.ERROR,  # it warns of each broken form, and of each part after the end
+}  # fmt: skip
 """Libraries whose lower levels are worth reading only when debugging."""
 OWN_HANDLERS = ("uvicorn", "uvicorn.access", "uvicorn.error", "huggingface_hub", "websockets", "py.warnings")
 """Libraries that set up output of their own; it is taken from them so that their lines look like ours."""
