@@ -151,7 +151,6 @@ async def kill_some(workers: Sequence[Worker], args: argparse.Namespace, chance:
         print(f"worker {worker.number} is killed", file=sys.stderr)
         await asyncio.sleep(args.down)
         worker.start()
-        await worker.wait_healthy()
 
     back: set[asyncio.Task[None]] = set()  # the event loop itself holds no task
     for _ in range(args.kills):

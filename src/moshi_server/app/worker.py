@@ -85,6 +85,7 @@ class Worker:
     """It ended, or is about to, since a model has failed for good."""
     _asked_to_end: asyncio.Event = field(default_factory=asyncio.Event)
     _server: uvicorn.Server | None = None
+    _was_ready: bool = False
 
     @property
     def open_connections(self) -> int:
@@ -145,6 +146,7 @@ class Worker:
                 continue
             fields = {"path": module.path, "slots": module.engine.slots_total}
             logger.info("module %s is ready", module.name, extra={"fields": fields})
+        self._was_ready = True
         # What is loaded by now stays: a full collection would walk all of it, and hold every stream up meanwhile.
         gc.collect()
         gc.freeze()
@@ -162,14 +164,12 @@ class Worker:
     async def _watch(self) -> None:
         """Notice steps that hang; end the worker, if that is wanted, once a model has failed for good."""
         watches = [HangWatch(module.engine, module.step_seconds) for module in self.state.modules]
-        ready = False
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             for watch in watches:
                 watch.look(time.monotonic())
             # A module that was never ready is the start's affair, which fails.
-            ready = ready or self.state.health() in ("ok", "degraded")
-            if self.exit_on_failure and ready and self.state.failed and not self.failed:
+            if self.exit_on_failure and self._was_ready and self.state.failed and not self.failed:
                 logger.critical("ending, since a model has failed for good")
                 self.failed = True
                 self.end()
