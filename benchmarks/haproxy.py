@@ -133,7 +133,7 @@ async def ended(worker: Worker, how: signal.Signals) -> None:
     process.send_signal(how)
     await asyncio.to_thread(process.wait, 60)
     worker.start()
-    await worker.wait_healthy()
+    await worker.wait_healthy(150)
 
 
 async def phase(name: str, workers: Sequence[Worker], load: Load, options: argparse.Namespace) -> None:
@@ -168,7 +168,7 @@ async def measure(options: argparse.Namespace, haproxy: str) -> list[Tally]:
     try:
         for worker in workers:
             worker.start()
-        await asyncio.gather(*(worker.wait_healthy() for worker in workers))
+        await asyncio.gather(*(worker.wait_healthy(150) for worker in workers))
         with (folder / "haproxy.log").open("wb") as log:
             proxy = subprocess.Popen([haproxy, "-db", "-f", cfg], stdout=log, stderr=log)  # noqa: ASYNC220
         url = f"ws://127.0.0.1:{front}"

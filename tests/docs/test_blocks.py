@@ -50,8 +50,7 @@ CHECKED = {
 
 KNOWN_PROGRAMS = {
     "apt-get", "caddy", "curl", "docker", "ffmpeg", "fortune", "git", "haproxy", "install", "kubectl", "ln", "nginx",
-    "openssl", "printf",
-    "promtool", "python3", "sed", "set", "systemctl", "useradd",
+    "openssl", "printf", "promtool", "python3", "sed", "serve", "set", "sleep", "systemctl", "useradd",
 }  # fmt: skip
 PLACEHOLDER = re.compile(r"\b(HOST|KEY|FILE|IN|OUT)\b")
 TOP = 'static_dir = "static"\nlog_dir = "logs"\ninstance_name = "page"\n'
@@ -128,7 +127,7 @@ def folder(tmp_path: Path) -> Path:
 
 def runs(line: str) -> bool:
     """Whether this line can be run to its end with a worker on the embedded model, no network and no sound card."""
-    if PLACEHOLDER.search(line) or ":9090" in line or "/etc/" in line or "/api/tts" in line:
+    if PLACEHOLDER.search(line) or any(part in line for part in (":9090", "/etc/", "ops/", "/api/tts")):
         return False
     for program, *words in simple_commands(line):
         if program == "moshi-server":
