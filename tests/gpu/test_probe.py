@@ -205,3 +205,17 @@ GPUS = [GpuInfo(index, "L4", 1, 1, (8, 9), uuid=f"GPU-{letter}{letter}") for ind
 def test_visible_gpus_are_numbered_as_cuda_does(variable: str | None, seen: list[int]) -> None:
     env = {} if variable is None else {"CUDA_VISIBLE_DEVICES": variable}
     assert [gpu.index for gpu in visible(GPUS, env)] == seen
+
+
+@pytest.mark.parametrize(("shown", "total"), [("1", 23034 * MB), ("0", 8192 * MB), ("", None)])
+def test_8_a_worker_that_sees_one_gpu_of_two_counts_that_one(stub: Path, shown: str, total: int | None) -> None:
+    """As the template unit runs them: a process a GPU, and NVML knows nothing of CUDA_VISIBLE_DEVICES."""
+    env = {"PATH": os.environ["PATH"], "NVML_GPUS": "2", "NVML_FAIL": "", "LD_LIBRARY_PATH": str(stub)}
+    program = "import json; from moshi_server.app.serve import gpu_reader; print(json.dumps(gpu_reader()()))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=env | {"CUDA_VISIBLE_DEVICES": shown},
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    reading = json.loads(done.stdout)
+    assert (reading and reading[2]) == total

@@ -98,6 +98,7 @@ def test_every_code_of_a_refusal_is_explained() -> None:
 def test_8_the_page_lists_every_metric_and_no_other() -> None:
     metrics = Metrics(lambda: SystemReading(1, 1, 2, 0))
     metrics.watch_slots(list)
+    metrics.watch_ready(lambda: True)
     exported = set(re.findall(r"^# TYPE (\S+)", metrics.render().decode(), re.MULTILINE))
     table = PAGE.split("| metric | what |")[1].split("\n\n")[0]
     listed = {
