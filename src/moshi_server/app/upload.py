@@ -231,12 +231,15 @@ def refusal_of(error: MoshiServerError, *, internal: int = 500) -> Refusal:
 
 def refusal(status: int, message: str, hint: str = "", limit: str = "") -> Refusal:
     """What a request is answered that cannot be served."""
-    return Refusal({"error": message, "hint": hint}, status, refusal_headers(status), limit)
+    headers = refusal_headers(status)
+    if status == 413:
+        headers["Connection"] = "close"  # the rest of the body is not read
+    return Refusal({"error": message, "hint": hint}, status, headers, limit)
 
 
 def refusal_headers(status: int) -> dict[str, str]:
     """What a refusal of this status says in its headers."""
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status in (429, 503) else {}
-    if status in (408, 413):
-        headers["Connection"] = "close"  # the rest of the body is not read
+    if status == 408:
+        headers["Connection"] = "close"  # the rest of the body is not waited for
     return headers
