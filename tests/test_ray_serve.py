@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,12 +15,16 @@ from moshi_server.errors import ConfigError
 
 pytest.importorskip("ray", reason="ray is not installed (the extra [ray])")
 
-import ray
-from ray import serve
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what Ray does at its import is deprecated in pydantic
+    import ray
+    from ray import serve
 
-from moshi_server.ray_serve import application, streams_of
+    from moshi_server.ray_serve import application, streams_of
 
 from .app.server import free_port
+
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def test_a_wrong_argument_is_named() -> None:
