@@ -84,6 +84,7 @@ async def serve(
     make_stream: Callable[[], Any] | None = None,
     metrics: Metrics | None = None,
     kind: str = "BatchedAsr",
+    head_seconds: float = 20.0,
     wait: bool = True,
 ) -> AsyncIterator[Server]:
     """Start modules at these paths, one runner each, and end them after the block."""
@@ -116,6 +117,7 @@ async def serve(
         )
     options = {"auth": auth, "metrics": metrics, "static_dir": static_dir, "grace_seconds": grace_seconds}
     options |= {"ping_seconds": ping_seconds, "send_buffer": send_buffer, "wait": wait}
+    options |= {"head_seconds": head_seconds}
     async with running(modules, **options) as server:
         yield server
 
@@ -130,6 +132,7 @@ async def running(
     grace_seconds: float = 5.0,
     ping_seconds: float = 10.0,
     send_buffer: int = 0,
+    head_seconds: float = 20.0,
     wait: bool = True,
 ) -> AsyncIterator[Server]:
     """Start these modules, and end them after the block."""
@@ -138,7 +141,9 @@ async def running(
     if send_buffer:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     app = create_app(state, static_dir=static_dir)
-    worker = Worker(app, state, listener, grace_seconds=grace_seconds, ping_seconds=ping_seconds)
+    worker = Worker(
+        app, state, listener, grace_seconds=grace_seconds, ping_seconds=ping_seconds, head_seconds=head_seconds
+    )
     task = asyncio.create_task(worker.run())
     server = Server(listener.getsockname()[1], state, worker, task, [module.engine for module in modules])
     try:

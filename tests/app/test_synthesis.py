@@ -78,7 +78,7 @@ async def test_sound_comes_before_all_of_it_is_made() -> None:
         (b'{"text": "a", "temperature": 1e999}', 400, "temperature: "),
         (b'{"text": "a", "voice": "alva.wav"}', 404, "there is no voice 'alva.wav'; did you mean 'alba.wav'?"),
         (b'{"text": "a", "voice": "alba.wav", "voices": ["alba.wav"]}', 400, "exclude each other"),
-        (b'{"text": "' + b"a" * 1_100_000 + b'"}', 400, "larger than 1 MiB"),
+        (b'{"text": "' + b"a" * 1_100_000 + b'"}', 413, "larger than 1 MiB"),
     ],
 )
 async def test_what_is_refused_and_why(body: bytes, status: int, reason: str) -> None:

@@ -60,6 +60,7 @@ def run(
             state,
             listener,
             grace_seconds=config.shutdown_grace_seconds if drain_seconds is None else drain_seconds,
+            head_seconds=config.head_timeout_seconds,
             exit_on_failure=exit_on_failure or config.exit_on_failure,
         )
         if greet is not None:

@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -70,6 +71,7 @@ class Worker:
         listener: a listening socket.
         grace_seconds: how long running streams may go on once asked to end.
         ping_seconds: how often clients are pinged.
+        head_seconds: how long the head of a request may take to come.
         exit_on_failure: end once a model has failed for good.
         on_ready: is told the address, once every module is ready.
     """
@@ -79,6 +81,7 @@ class Worker:
     listener: socket.socket
     grace_seconds: float = 30.0
     ping_seconds: float = PING_SECONDS
+    head_seconds: float = 20.0
     exit_on_failure: bool = False
     on_ready: Callable[[str], object] | None = None
     failed: bool = False
@@ -211,6 +214,7 @@ class Worker:
         limits = [module.limits for module in self.state.modules]
         return uvicorn.Config(
             self.app,
+            http=_http(self.head_seconds),
             ws=Connection,
             ws_max_size=max((limit.max_message_bytes for limit in limits), default=2**20),
             ws_ping_interval=min([self.ping_seconds, *(limit.idle_seconds / 2 for limit in limits)]),
@@ -225,6 +229,14 @@ class Worker:
             server_header=False,
             backlog=BACKLOG,
         )
+
+
+def _http(seconds: float) -> Any:
+    try:
+        from .heads import patient_http
+    except ImportError:  # httptools is not there on Windows
+        return "auto"
+    return patient_http(seconds)
 
 
 class _Server(uvicorn.Server):

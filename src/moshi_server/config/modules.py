@@ -343,6 +343,8 @@ class Config(Table):
     """Ours: end the worker, with status 70, once a model has failed for good, so that it is started anew."""
     refuse_before_upgrade: bool = False
     """Ours: a full or ending worker answers 503 before the WebSocket's upgrade, so that a proxy can try another one."""
+    head_timeout_seconds: PositiveFloat = 20.0
+    """Ours: how long a connection may take to say what it wants, the head of an HTTP request (408)."""
     max_sessions_per_key: PositiveInt | None = None
     """Ours: streams and requests that one key or user may have open at once (4004, or 429); no limit if absent."""
     max_starts_per_minute: PositiveInt | None = None
