@@ -8,7 +8,7 @@ ARG TORCH="torch==2.13.0"
 RUN python -m venv /opt/moshi
 RUN /opt/moshi/bin/pip install --no-cache-dir ${TORCH}
 COPY . /src
-RUN /opt/moshi/bin/pip install --no-cache-dir /src
+RUN /opt/moshi/bin/pip install --no-cache-dir '/src[fast-cpu]'
 
 FROM python:${PYTHON}-slim
 # On a GPU, kernels are compiled when the server first starts. For a CPU: --build-arg COMPILER=

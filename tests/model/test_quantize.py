@@ -155,7 +155,8 @@ def test_a_kernel_that_overflows_or_is_absent_is_not_taken() -> None:
 @pytest.mark.skipif(sys.platform != "linux" or os.uname().machine != "x86_64", reason="settings of x86")
 @pytest.mark.parametrize(("isa", "capability"), [("AVX2", "avx2"), ("AVX512_CORE", "avx512"), ("SSE41", "default")])
 def test_processors_without_8_bit_products_get_another_kernel(isa: str, capability: str) -> None:
-    code = "from moshi_server.model.quantize import best_kernel as b; print(b('int8').name, b('int4').name)"
+    code = "import sys; sys.modules['llvmlite'] = None  # no kernels of our own, which ask the processor itself\n"
+    code += "from moshi_server.model.quantize import best_kernel as b; print(b('int8').name, b('int4').name)"
     env = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa, "ATEN_CPU_CAPABILITY": capability}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     eight, four = done.stdout.split()

@@ -15,9 +15,13 @@ from typing import Final, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from moshi_server.model import integer_kernels
+from moshi_server.model.integer_kernels import Vnni
+from moshi_server.model.jit import LANES
+
 Quantize = Literal["int8", "int4"]
 
-GROUP: Final = 32
+GROUP: Final = integer_kernels.GROUP
 """Weights of one row that share a scale in 4 bits."""
 
 _LARGEST: Final = 127.0
@@ -224,17 +228,22 @@ class Plain:
 
 MakeKernel = Callable[[QuantizedWeight], Kernel]
 
-CANDIDATES: Final[dict[Quantize, tuple[type[OneDnnInt8 | Int8Pack | Int4Pack | Plain], ...]]] = {
-    "int8": (OneDnnInt8, Int8Pack, Plain),
-    "int4": (Int4Pack, Plain),
+CANDIDATES: Final[dict[Quantize, tuple[type[Vnni | OneDnnInt8 | Int8Pack | Int4Pack | Plain], ...]]] = {
+    "int8": (Vnni, OneDnnInt8, Int8Pack, Plain),
+    "int4": (Vnni, Int4Pack, Plain),
 }
 """Kernels in the order of preference."""
 
 
 @cache
-def best_kernel(kind: Quantize) -> type[OneDnnInt8 | Int8Pack | Int4Pack | Plain]:
-    """The first kernel that this torch has for this CPU, and that gives right numbers on it."""
-    return next(kernel for kernel in CANDIDATES[kind] if works(kernel, kind))
+def best_kernel(kind: Quantize, columns: int = LANES) -> type[Vnni | OneDnnInt8 | Int8Pack | Int4Pack | Plain]:
+    """The first kernel that takes rows of ``columns`` weights, is there for this CPU, and gives right numbers on it."""
+    return next(kernel for kernel in _working(kind) if kernel is not Vnni or columns % LANES == 0)
+
+
+@cache
+def _working(kind: Quantize) -> tuple[type[Vnni | OneDnnInt8 | Int8Pack | Int4Pack | Plain], ...]:
+    return tuple(kernel for kernel in CANDIDATES[kind] if works(kernel, kind))
 
 
 def works(kernel: MakeKernel, kind: Quantize) -> bool:
@@ -264,7 +273,7 @@ class QuantizedLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self.kind = weight.kind
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        self._kernel = (kernel or best_kernel(weight.kind))(weight)
+        self._kernel = (kernel or best_kernel(weight.kind, self.in_features))(weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., N) in the type of ``x``."""
