@@ -64,7 +64,15 @@ async def _hear(data: bytes) -> None:
                 pcm = samples.add(AudioChunk.from_event(event))
                 agree(pcm.dtype == np.float32 and pcm.ndim == 1, "not mono float32")
                 agree(bool((np.abs(pcm) <= 2).all()), "louder than full scale")
-    except (InvalidMessageError, asyncio.IncompleteReadError, ValueError, KeyError, TypeError, AttributeError):
+    except (
+        InvalidMessageError,
+        asyncio.IncompleteReadError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ):
         pass  # what `Handler.run` takes for a fault of the client
 
 

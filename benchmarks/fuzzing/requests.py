@@ -162,6 +162,7 @@ def feed_json(data: bytes) -> None:
 def feed_form(data: bytes) -> None:
     """A form with a file, as OpenAI's clients send it; the content type is the input's too."""
     content_type, _, body = data.partition(b"\n")
+    content_type = content_type.translate(None, b"\0\r")  # the web server lets no header have these
     request = transcriptions._limited(_request(body, content_type.decode("latin-1")), 1 << 20)
 
     async def read() -> None:

@@ -86,6 +86,6 @@ def error_of_refusal(response: Response, url: str) -> MoshiServerError:
 def _said(response: Response) -> dict[str, str]:
     try:
         fields = json.loads(response.body or b"")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return {str(k): str(v) for k, v in fields.items()} if isinstance(fields, dict) else {}

@@ -145,7 +145,7 @@ class Handler(AsyncEventHandler):
             await super().run()
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             self._bridge.complain(f"a client sent something that is no Wyoming event: {error!r}")
 
     async def handle_event(self, event: Event) -> bool:

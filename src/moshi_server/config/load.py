@@ -46,14 +46,16 @@ def check_config(
     faults: list[ConfigError] = []
     try:
         raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        table = _substitute(raw, os.environ if env is None else env, (), file, faults)
     except OSError as error:
         hint = "`moshi-server configs` lists those that are shipped"
         return None, [ConfigError(_unreadable(error), file=file, hint=hint)]
     except UnicodeDecodeError as error:
         return None, [ConfigError(f"not UTF-8 at byte {error.start}", file=file)]
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # a number of 5000 digits is no TOMLDecodeError
         return None, [ConfigError(f"not valid TOML: {error}", file=file)]
-    table = _substitute(raw, os.environ if env is None else env, (), file, faults)
+    except RecursionError:
+        return None, [ConfigError("tables or arrays are nested too deeply", file=file)]
     config = None
     try:
         config = Config.model_validate(table)

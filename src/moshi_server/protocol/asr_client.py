@@ -74,5 +74,5 @@ def decode(data: bytes) -> AsrServerEvent | None:
                 return Error(str(fields["message"]))
             case _:
                 return None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InvalidMessageError(f"the server's {fields['type']} message is not as expected: {error!r}") from None
