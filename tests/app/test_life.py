@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 
@@ -204,3 +205,34 @@ async def test_8_a_recording_posted_before_the_end_is_answered_and_one_after_it_
         go.set()
         assert [word["text"] for word in (await running).json() if word["type"] == "Word"] == ["<61>"]
         await asyncio.wait_for(server.task, 10)
+
+
+async def test_8_what_outlasts_the_grace_time_is_closed_with_1001_in_every_protocol() -> None:
+    """And never with the web server's own 1012."""
+
+    async def end_with(server: Server, count: int) -> None:
+        await until(lambda: server.state.admission.served == count)
+        server.worker.grace_seconds = 0.2
+        server.worker.end()
+
+    async def code_of(client: websockets.ClientConnection) -> int | None:
+        with pytest.raises(websockets.ConnectionClosed):
+            while True:
+                await asyncio.wait_for(client.recv(), 10)
+        return client.close_code
+
+    key = "?auth_id=public_token_for_tests"
+    chat = {"paths": ("/api/chat",), "kind": "Lm", "make_stream": make_stream}
+    servers = (
+        (serve(), lambda server: [server.connect(), test_openai_realtime.by_hand(server)]),
+        (serve(EchoRunner(2), **chat), lambda server: [server.connect("/api/chat")]),
+        (test_speech.speaking(), lambda server: [server.connect(test_speech.PATH, f"{key}&format={kind}")
+                                                 for kind in ("PcmMessagePack", "OggOpus")]),
+        (test_rooms.serving(), lambda server: [test_rooms.produce(server), test_rooms.listen(server)]),
+    )  # fmt: skip
+    for opening, connections in servers:
+        async with opening as server, contextlib.AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(connection) for connection in connections(server)]
+            await end_with(server, len(clients))
+            assert await asyncio.gather(*map(code_of, clients)) == [1001] * len(clients)
+            await asyncio.wait_for(server.task, 10)

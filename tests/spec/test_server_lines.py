@@ -315,6 +315,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "8 SIGTERM: 503, no new session, running ones finish, then 1001": (
         "app/test_worker.py::test_8_a_signal_lets_running_streams_finish",
         "app/test_worker.py::test_8_streams_that_do_not_finish_are_closed_with_1001_after_the_grace_time",
+        "app/test_life.py::test_8_what_outlasts_the_grace_time_is_closed_with_1001_in_every_protocol",
         "app/test_life.py::test_8_a_recording_posted_before_the_end_is_answered_and_one_after_it_is_503",
     ),
     "1 worker --drain-seconds, --exit-on-failure": (
