@@ -53,9 +53,9 @@ class Wire:
 
 
 @contextlib.asynccontextmanager
-async def wire(target: int) -> AsyncIterator[Wire]:
+async def wire(target: int, host: str = "127.0.0.1") -> AsyncIterator[Wire]:
     it = Wire(target)
-    async with await asyncio.start_server(it.serve, "127.0.0.1", 0) as listener:
+    async with await asyncio.start_server(it.serve, host, 0) as listener:
         it.port = listener.sockets[0].getsockname()[1]
         yield it
         it.flowing.set()

@@ -24,7 +24,10 @@ class Outage:
         self._begun = time.monotonic()
 
     def ends(self) -> None:
-        self.seconds = time.monotonic() - self._begun
+        self.lasted(time.monotonic() - self._begun)
+
+    def lasted(self, seconds: float) -> None:
+        self.seconds = seconds
         assert self.seconds < self.fault.within
 
 

@@ -46,12 +46,12 @@ class Fault:
         return f"| {self.name} | {self.lost} | {self.noticed} | {after} | `{self.test}` |"
 
 
-def fault(name: str, *, lost: str, noticed: str, within: float) -> Callable[[F], F]:
+def fault(name: str, *, lost: str, noticed: str, within: float, said: str = "") -> Callable[[F], F]:
     """Say which fault a test injects."""
 
     def mark(test: F) -> F:
         where = f"tests/faults/{test.__module__.rpartition('.')[2]}.py::{test.__name__}"
-        test.fault = Fault(name, lost, noticed, where, within)  # type: ignore[attr-defined]
+        test.fault = Fault(name, lost, noticed, where, within, said)  # type: ignore[attr-defined]
         return test
 
     return mark
