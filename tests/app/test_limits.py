@@ -17,7 +17,9 @@ from moshi_server.auth import Authenticator, Caller
 from moshi_server.engine.worker import EngineLimits
 from moshi_server.errors import RateLimitedError
 
+from ..dialogue_fakes import EchoRunner, make_stream
 from ..fakes import FakeRunner, say
+from . import test_openai_realtime, test_rooms, test_speech
 from .server import KEY, PATH, Server, audio, close_of, events, message, serve, until
 from .test_http import wav
 
@@ -218,3 +220,36 @@ async def test_requests_beyond_those_that_may_wait_are_counted() -> None:
         assert await refused(server, "waiting_posts") == 1
         go.set()
         assert (await running).status_code == 200
+
+
+async def test_every_protocol_asks_the_same_gate() -> None:
+    async def code_of(connection: websockets.connect) -> int | None:
+        async with connection as client:
+            with pytest.raises(websockets.ConnectionClosed):
+                while True:
+                    await asyncio.wait_for(client.recv(), 10)
+        return client.close_code
+
+    chat = {"paths": ("/api/chat",), "kind": "Lm", "make_stream": make_stream}
+    async with serve(EchoRunner(2), **chat) as server:
+        limited(server, sessions=0)
+        assert await code_of(server.connect("/api/chat")) == 4004
+    async with serve() as server:
+        limited(server, sessions=0)
+        assert await code_of(test_openai_realtime.by_hand(server)) == 4004
+    async with test_rooms.serving(auth=True) as server:
+        limited(server, sessions=0)
+        assert await code_of(test_rooms.produce(server)) == 4004
+        assert await code_of(test_rooms.listen(server, f"?auth_id={KEY}")) == 4004
+    async with test_speech.speaking() as server:
+        limited(server, sessions=0)
+        assert await code_of(server.connect(test_speech.PATH)) == 4004
+        assert (await server.post(b'{"text": "hello"}', test_speech.PATH)).status_code == 429
+        body = b'{"input": "hello", "model": "tts"}'
+        assert (await server.post(body, "/v1/audio/speech")).status_code == 429
+        assert await server.metric('limit_refusals_total{limit="sessions_per_key",module="tts"}') == 3
+        limited(server, sessions=1)
+        for path, text in ((test_speech.PATH, b'{"text": "hello"}'), ("/v1/audio/speech", body)):
+            for _ in range(2):  # sound that is sent as it is spoken keeps its place until it was sent, and no longer
+                assert (await server.post(text, path)).status_code == 200
+        await until(lambda: server.state.admission.served == 0)
