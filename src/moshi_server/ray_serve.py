@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 MARGIN_SECONDS = 15.0
 """How much longer than running streams' grace Ray waits for a replica to end."""
 
+BURST = 64
+"""How many streams may wait for a place in Ray's queue, those included that are just being given to a replica."""
+
 
 class Settings(BaseModel):
     """What may be said of the deployment, as ``name=value`` after ``serve run``."""
@@ -97,7 +100,7 @@ def application(args: Mapping[str, Any]) -> serve.Application:
         name="moshi-server",
         # A stream is a request that goes on: what Ray counts is what is taken.
         max_ongoing_requests=streams,
-        max_queued_requests=streams,
+        max_queued_requests=max(streams, BURST),
         autoscaling_config={
             "min_replicas": settings.min_replicas,
             "max_replicas": settings.max_replicas,
