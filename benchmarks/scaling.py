@@ -1,7 +1,7 @@
 """How many GPUs, workers, proxies and Gbit/s do so many streams take, at what price? Arithmetic, with its inputs.
 
     python benchmarks/scaling.py --price 2.5
-    python benchmarks/scaling.py --gpu-streams 751 --audio opus --streams 5000
+    python benchmarks/scaling.py --gpu-streams 750 --audio opus --streams 5000
 
 The inputs are what docs/benchmarks.md measured; each can be given. What a frame weighs is measured here, with the real
 encoders on a recording that comes with the package. Nothing is served: what it foretells of many machines was not run.
@@ -45,7 +45,7 @@ class Inputs:
         price: of a GPU with its share of a machine, an hour.
     """
 
-    gpu_streams: int = 1375
+    gpu_streams: int = 1373
     cpu_seconds: float = 1.32
     opus_cpu_seconds: float = 0.4
     core: float = 0.7
