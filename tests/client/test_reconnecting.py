@@ -179,6 +179,37 @@ async def test_a_server_that_goes_away_hands_over():
     assert [word.text for word in transcript.words] == TEXTS
 
 
+async def test_a_server_that_says_it_ends_is_left_while_it_still_serves():
+    async with serve(grace_seconds=10.0) as one, serve() as two, client_of(one.port, two.port) as client:
+        await client.send_audio(SAID[: len(SAID) // 2])
+        got: list = []
+        while not of(Word, got):
+            got += await client.receive()
+        one.worker.end()
+        while not of(ConnectionResumed, got):
+            got += await client.receive()
+        await client.send_audio(SAID[len(SAID) // 2 :])
+        await client.flush()
+        await listen(client, got)
+        await until(lambda: one.task.done(), 5)  # nobody was left to wait for
+    assert [word.text for word in of(Word, got)] == TEXTS
+    assert isinstance(of(ConnectionLost, got)[0].reason, GoingAwayError)
+    assert of(ConnectionResumed, got)[0].seconds < 1
+
+
+async def test_a_server_that_ends_with_nobody_to_follow_is_used_to_its_end():
+    async with serve(grace_seconds=10.0) as server, client_of(server.port) as client:
+        await client.send_audio(SAID[: len(SAID) // 2])
+        await client.receive()
+        server.worker.end()
+        await client.send_audio(SAID[len(SAID) // 2 :])
+        await client.flush()
+        got: list = []
+        await listen(client, got)
+    assert of(ConnectionLost, got) == []
+    assert of(Word, got)[-1].text == TEXTS[-1]
+
+
 async def test_a_model_that_failed_is_left():
     broken = FakeRunner(1)
     steps = iter(range(1000))

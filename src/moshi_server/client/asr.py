@@ -39,7 +39,13 @@ class AsrClient(ClientStream[AsrServerEvent]):
 
     @classmethod
     def connect(
-        cls, url: str = DEFAULT_URL, *, api_key: str | None = None, turns: bool = False, timeout: float = 10.0
+        cls,
+        url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        turns: bool = False,
+        notices: bool = False,
+        timeout: float = 10.0,
     ) -> Connecting[AsrClient]:
         """Connect and wait until the server holds a slot for this stream; to be awaited, or used in ``async with``.
 
@@ -47,6 +53,7 @@ class AsrClient(ClientStream[AsrServerEvent]):
             url: ``ws://``, ``wss://``, ``http://`` or ``https://``; without a path, ``/api/asr-streaming`` is meant.
             api_key: sent in the ``kyutai-api-key`` header.
             turns: ask for `Turn` events.
+            notices: ask for a `GoingAway` event once the server is told to end.
             timeout: seconds until the server must have answered.
 
         Raises:
@@ -55,7 +62,7 @@ class AsrClient(ClientStream[AsrServerEvent]):
             NoFreeSlotError: all slots are taken.
             ResourceNotFoundError: the server has no such path.
         """
-        return Connecting(cls, full_url(url, turns=turns), api_key, timeout)
+        return Connecting(cls, full_url(url, turns=turns, notices=notices), api_key, timeout)
 
     async def send(self, event: AsrClientEvent) -> None:
         """Send one event; waits while the server takes no more.
@@ -128,10 +135,11 @@ class AsrClient(ClientStream[AsrServerEvent]):
             self._unread.append(event)
 
 
-def full_url(url: str, *, turns: bool = False) -> str:
+def full_url(url: str, *, turns: bool = False, notices: bool = False) -> str:
     """The WebSocket address that a user's shorter one means.
 
     Raises:
         ServerUnreachableError: it is no such address.
     """
-    return websocket_url(url, DEFAULT_PATH, [("turns", "1")] if turns else [])
+    asked = [("turns", "1")] * turns + [("notices", "1")] * notices
+    return websocket_url(url, DEFAULT_PATH, asked)

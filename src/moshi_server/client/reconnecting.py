@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ from dataclasses import dataclass
 from numpy.typing import ArrayLike
 
 from ..audio import OpusDecoder
-from ..errors import MoshiServerError, ServerUnreachableError, SessionError
-from ..events import AsrClientEvent, AsrServerEvent, Audio, Flush, Marker
+from ..errors import GoingAwayError, MoshiServerError, ServerUnreachableError, SessionError
+from ..events import AsrClientEvent, AsrServerEvent, Audio, Flush, GoingAway, Marker
 from ..speech.transcript import Transcript
 from .asr import AsrClient, full_url
 from .backoff import Reconnect, in_turn, passes
@@ -94,6 +95,8 @@ class ReconnectingAsrClient:
         self._writable = asyncio.Event()
         self._silent = 0.0
         self._fruitless = 0
+        self._told_to_leave = asyncio.Event()
+        self._next: AsrClient | None = None
         self._task = asyncio.create_task(self._run())
 
     @classmethod
@@ -122,7 +125,7 @@ class ReconnectingAsrClient:
                 server that was asked last.
         """
         addresses = [urls] if isinstance(urls, str) else list(urls)
-        servers = _Servers([full_url(url, turns=turns) for url in addresses], api_key, timeout)
+        servers = _Servers([full_url(url, turns=turns, notices=True) for url in addresses], api_key, timeout)
         return _Opening(servers, reconnect or Reconnect())
 
     @property
@@ -206,6 +209,8 @@ class ReconnectingAsrClient:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._end()
+        if self._next is not None:
+            self._next.abort()
         await self._link.close()
 
     def _check(self) -> None:
@@ -246,7 +251,8 @@ class ReconnectingAsrClient:
             MoshiServerError: it ended for a reason that another connection would not change.
         """
         proven = self._replay.proven
-        tasks = [asyncio.create_task(run()) for run in (self._receive_all, self._send_all, self._watch)]
+        self._told_to_leave.clear()
+        tasks = [asyncio.create_task(run()) for run in (self._receive_all, self._send_all, self._watch, self._leave)]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             await next(task for task in tasks if task in done)  # if several have, the first of them knows why
@@ -266,7 +272,11 @@ class ReconnectingAsrClient:
     async def _receive_all(self) -> None:
         while events := await self._link.receive():
             self._silent = 0.0
-            self._tell(*(told for event in events for told in self._replay.take(event)))
+            for event in events:
+                if isinstance(event, GoingAway):
+                    self._told_to_leave.set()
+                else:
+                    self._tell(*self._replay.take(event))
 
     async def _send_all(self) -> None:
         while True:
@@ -289,6 +299,16 @@ class ReconnectingAsrClient:
             if self._silent > self._how.stall_seconds:
                 raise SessionError(f"nothing has come from the server for {self._silent:.0f} s")
 
+    async def _leave(self) -> None:
+        """Once the server has said that it ends, find another one while it still serves."""
+        await self._told_to_leave.wait()
+        for wait in self._how.waits():
+            await asyncio.sleep(wait)
+            with contextlib.suppress(MoshiServerError):
+                self._next = await self._servers.first(in_turn(self._servers.urls, self._link.url))
+                break
+        raise GoingAwayError("the server is shutting down")
+
     async def _connect_again(self, reason: MoshiServerError) -> None:
         """Find a server that takes over.
 
@@ -299,6 +319,10 @@ class ReconnectingAsrClient:
         lost = clock()
         old = self._link
         old.abort()
+        if self._next is not None:
+            self._link, self._next = self._next, None
+            self._resume(clock() - lost)
+            return
         for wait in self._how.waits(self._fruitless):
             if clock() + wait > lost + self._how.give_up_seconds:
                 raise reason
@@ -310,9 +334,12 @@ class ReconnectingAsrClient:
                     raise
                 reason = error
             else:
-                again = self._replay.begin()
-                self._tell(ConnectionResumed(self._link.url, clock() - lost, again))
+                self._resume(clock() - lost)
                 return
+
+    def _resume(self, seconds: float) -> None:
+        again = self._replay.begin()
+        self._tell(ConnectionResumed(self._link.url, seconds, again))
 
 
 class _Opening(Opening[ReconnectingAsrClient]):
