@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from moshi_server.errors import CheckpointError
 from moshi_server.model.conv import CausalConv1d, CausalConvTranspose1d
+from moshi_server.model.few_rows import speed_up_linears
 from moshi_server.model.quantizer import QuantizerSpec, ResidualQuantizer, SplitQuantizer
 from moshi_server.model.ring_attention import in_place as has_kernels
 from moshi_server.model.seanet import SeanetDecoder, SeanetEncoder, SeanetSpec
@@ -188,6 +189,7 @@ class Mimi(nn.Module):
                 module.prepare()
         if has_kernels(next(self.encoder.parameters()).device):
             split_linears(self)
+        speed_up_linears(self)
 
     def latents(self, pcm: Tensor) -> Tensor:
         """(B, 1, L) -> (B, dimension, T) before quantization, differentiable; zeros fill up the last frame."""

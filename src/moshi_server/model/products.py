@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from moshi_server.model.few_rows import MOST_ROWS, FewRows
+
 _NARROW = 16
 """Layers no wider make two outputs in one row of the product: half of a vector register would stay empty."""
 _MANY = 16
@@ -38,6 +40,9 @@ class ConvProducts:
         else:
             weight = conv.weight.detach().permute(2, 1, 0).contiguous()  # (kernel, in, out)
             conv.weight.data = weight.permute(2, 1, 0)
+        self.few: FewRows | None = None
+        if conv.weight.numel() >= _LARGE and FewRows.takes(weight.flatten(0, 1).t()):
+            self.few = FewRows(weight.flatten(0, 1).t(), self.bias)
         self.by_sample = weight
         self.weight = weight.flatten(0, 1)
         self.pack = 1
@@ -53,6 +58,8 @@ class ConvProducts:
         pack = self.pack if count % self.pack == 0 else 1
         weight, bias = (self.packed, self.packed_bias) if pack > 1 else (self.weight, self.bias)
         rows, block = count // pack, pack * self.stride
+        if self.few is not None and batch * rows <= MOST_ROWS:
+            return self.few(_windows(x, rows, block, self.kernel)).view(batch, count, -1)
         if pack == self.stride == 1 < self.kernel and x.shape[2] >= _WIDE and batch * rows >= _MANY:
             return _shifted_products(x, count, self.by_sample, bias)
         if self.kernel > 1 and rows >= _MANY and time == (rows + 1) * block:
@@ -87,11 +94,15 @@ def _shifted_products(x: Tensor, count: int, weight: Tensor, bias: Tensor | None
 
 def _one_product(x: Tensor, rows: int, block: int, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A row for each window, which starts ``block`` samples after the last."""
+    return functional.linear(_windows(x, rows, block, len(weight) // x.shape[2]), weight.t(), bias)
+
+
+def _windows(x: Tensor, rows: int, block: int, kernel: int) -> Tensor:
+    """The samples under every window side by side, (B * rows, kernel * in)."""
     batch, time, channels = x.shape
-    windows = x.as_strided((batch, rows, len(weight)), (time * channels, block * channels, 1))
+    windows = x.as_strided((batch, rows, kernel * channels), (time * channels, block * channels, 1))
     # Copied here: products of rows that overlap copy them too, but up to forty times slower.
-    flat = windows.clone(memory_format=torch.contiguous_format).view(batch * rows, len(weight))
-    return functional.linear(flat, weight.t(), bias)
+    return windows.clone(memory_format=torch.contiguous_format).view(batch * rows, -1)
 
 
 def _two_products(blocks: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

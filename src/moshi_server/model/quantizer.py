@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moshi_server.model.ring_attention import in_place as has_kernels
+from moshi_server.model.search_kernels import Search
 from moshi_server.model.split import SplitLinear, SplitWeight, split
 
 
@@ -43,9 +44,11 @@ class ResidualQuantizer(nn.Module):
         self.register_buffer("codebooks", torch.zeros(codebooks, spec.bins, spec.dimension))
         self.register_buffer("half_norms", torch.zeros(codebooks, spec.bins), persistent=False)
         self._turned: list[SplitWeight] | None = None
+        self._search: Search | None = None
 
     def prepare(self) -> None:
-        """Lay the centroids out for ``encode`` on a GPU. Call it again after they change."""
+        """Lay the centroids out for ``encode``. Call it again after they change, or were moved."""
+        self._search = Search(self.codebooks) if Search.takes(self.codebooks) else None
         exact = self.codebooks.dtype is torch.float32 and has_kernels(self.codebooks.device)
         self._turned = [split(centroids.t()) for centroids in self.codebooks] if exact else None
 
@@ -58,6 +61,8 @@ class ResidualQuantizer(nn.Module):
         residual = self.input_proj(latents).to(self.codebooks.dtype)
         if self._turned is not None and residual.is_cuda:
             return self._encode_on_gpu(residual.contiguous(), self._turned)
+        if self._search is not None and residual.is_cpu:
+            return self._search(residual)
         codes = []
         for centroids, half_norms in zip(self.codebooks, self.half_norms, strict=True):
             # |x - c|^2 / 2 less the part that is the same for every c, as upstream's server has it.
