@@ -57,7 +57,7 @@ async def stops_reading(visitor: Visitor) -> str:
         if module in HEARING:
             with contextlib.suppress(TimeoutError, ConnectionClosed):
                 async with asyncio.timeout(3):
-                    for _ in range(100):
+                    for _ in range(25):  # half a minute, which the server may be busy with afterwards
                         await ws.send(audio_message(visitor.sound(0.5, 2.0)))
         elif module in SPEAKING:
             for _ in range(20):

@@ -30,7 +30,7 @@ KEY = "a_key_for_the_soak"
 EXAMPLES = ROOT / "examples" / "scripts"
 SLOTS = {"asr": 6, "single": 3, "loud": 3, "tts": 3, "tones": 3, "speak": 2, "lm": 3}
 LIMITS = (
-    "idle_timeout_seconds = 15.0\nmessage_timeout_seconds = 8.0\nsend_timeout_seconds = 4.0\npost_wait_seconds = 20.0"
+    "idle_timeout_seconds = 20.0\nmessage_timeout_seconds = 20.0\nsend_timeout_seconds = 4.0\npost_wait_seconds = 20.0"
 )
 SCRIPTS = f"""
 [modules.loud]

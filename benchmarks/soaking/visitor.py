@@ -41,7 +41,7 @@ CHAT, SEND, RECV = "/api/chat", "/api/room-send", "/api/room-recv"
 ROOMS = ("red", "green", "blue")
 RUDE_SHARE = 0.23
 """A fifth of all, with the timed ones."""
-HANG_SECONDS = 120.0
+HANG_SECONDS = 150.0
 """A visit that takes longer has hung."""
 
 
@@ -165,7 +165,7 @@ class Visitor:
             raise
 
     def client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=self.http, headers={"kyutai-api-key": self.key}, timeout=60)
+        return httpx.AsyncClient(base_url=self.http, headers={"kyutai-api-key": self.key}, timeout=120)
 
     def answered(self, module: str, status: int, *, good: tuple[int, ...] = (200,)) -> str:
         """Write a POST's answer down."""
