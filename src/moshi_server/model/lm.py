@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from moshi_server.model import ring_jit
 from moshi_server.model.conditioning import ConditionerSpec, ConditionProvider
 from moshi_server.model.depformer import Depformer, DepformerSpec
 from moshi_server.model.embedding import TokenEmbedding, TokenTable
@@ -120,7 +121,14 @@ class LmModel(nn.Module):
     def init_state(
         self, slots: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> State:
-        """All-zero state for ``slots`` streams."""
+        """All-zero state for ``slots`` streams.
+
+        Beside quantized layers, rings are in 16 bits where there is code that reads such: half of what a step reads.
+        """
+        spec = self.spec.transformer
+        if dtype is None and isinstance(self.text_linear, QuantizedLinear) and spec.cross is None:
+            placed, _ = self.transformer.placement(device, None)
+            dtype = ring_jit.DTYPE if ring_jit.takes(spec.head_dim, ring_jit.DTYPE, placed) else None
         return {"transformer": self.transformer.init_state(slots, device=device, dtype=dtype)}
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moshi_server.model import ring_attention
+from moshi_server.model import ring_attention, ring_jit
 from moshi_server.model.cross_attention import CrossAttention, CrossSpec
 from moshi_server.model.ring_attention import Ring
 from moshi_server.model.streaming import State, StreamingModule, leaf
@@ -250,15 +250,19 @@ class Window:
         piece: int | None = None,
         *,
         eight_bit: bool = False,
+        in_place: bool = False,
     ) -> Window:
-        """The window of the streams ``slots`` (B,) whose next position is ``start`` (B,)."""
+        """The window of the streams ``slots`` (B,) whose next position is ``start`` (B,).
+
+        ``in_place``: the host has code that reads the ring where it lies.
+        """
         context = spec.context
         positions = start[:, None] if steps == 1 else start[:, None] + torch.arange(steps, device=start.device)
         turn = rotation(positions, spec) if spec.positional_embedding == "rope" else None
         if piece is not None and piece < steps:
             mask = visible_ahead(start, steps, piece, context)
             return Window(slots, positions % context, turn, None, mask, ahead=True)
-        if ring_attention.in_place(start.device):
+        if in_place or ring_attention.in_place(start.device):
             return Window(slots, positions, turn, None, None, start=start)
         last = positions[:, -1]
         if start.device.type != "cpu" or eight_bit or (len(slots) > 1 and context <= SHORT_RING):
@@ -314,7 +318,7 @@ class Attention(nn.Module):
         """(B, T, D_model) -> same; ``ring`` takes the new keys and values first."""
         if window.start is not None:
             y = self._attend_in_place(x, ring, window, window.start)
-            attended: Tensor = self.out_proj(y.flatten(2))
+            attended: Tensor = self.out_proj(y.flatten(2).to(x.dtype))
             return attended
         spec = self.spec
         qkv = self.in_proj(x).unflatten(-1, (-1, spec.head_dim))
@@ -335,9 +339,13 @@ class Attention(nn.Module):
         return out
 
     def _attend_in_place(self, x: Tensor, ring: Ring, window: Window, start: Tensor) -> Tensor:
+        qkv = self.in_proj(x)
+        if not x.is_cuda:
+            turn = None if window.turn is None else window.turn.flatten(1)
+            y = ring_jit.step(qkv.flatten(1).float(), turn, ring.values, window.slots, start, self.spec.num_heads)
+            return y[:, None]
         from moshi_server.model import ring_kernels
 
-        qkv = self.in_proj(x)
         q = ring_kernels.rotate_and_write(qkv, window.turn, ring, window.slots, start, self.spec.num_heads)
         return ring_kernels.attend(q, ring, window.slots, start)
 
@@ -503,7 +511,10 @@ class StreamingTransformer(StreamingModule):
         assert piece is None or steps % piece == 0, f"{steps} positions are not pieces of {piece}"
         position = leaf(state, "position")
         start = position.index_select(0, slots)
-        window = Window.at(start, slots, steps, self.spec, piece, eight_bit="scales.0" in state)
+        held_as = leaf(state, "ring.0").dtype
+        in_place = steps == 1 and ring_jit.takes(self.spec.head_dim, held_as, x.device)
+        eight_bit = held_as is torch.int8
+        window = Window.at(start, slots, steps, self.spec, piece, eight_bit=eight_bit, in_place=in_place)
         for index, layer in enumerate(self._layers()):
             held = leaf(state, f"cross.{index}") if self.spec.cross is not None else None
             x = layer.step(x, Ring.of(state, index), window, held)
