@@ -25,7 +25,7 @@ _GROUPS: Final = (4, 2, 1)
 _LEAST: Final = 1 << 17
 """Weights from which this is worth its call."""
 _BYTES: Final = 4
-_AHEAD: Final = 8192
+_AHEAD: Final = 32768
 """Bytes from where numbers are read to where they are asked for already."""
 
 
@@ -119,7 +119,7 @@ def _sums(c: Code, x: Any, weights: list[Any], inputs: Any, row_bytes: Any, grou
     floats = c.vector(c.f32)
     sums = [[c.variable(c.all(floats, 0.0)) for _ in weights] for _ in range(group)]
     rows = [c.at(x, c.b.mul(row_bytes, c.size(n))) for n in range(group)]
-    hints = [c.ir.Constant(c.i32, value) for value in (0, 3, 1)]  # read, near, data
+    hints = [c.ir.Constant(c.i32, value) for value in (0, 2, 1)]  # read, to the second cache, data
     with c.loop(0, inputs, LANES) as n:
         place = c.b.mul(n, c.size(_BYTES))
         loaded = [c.load(floats, weight, place) for weight in weights]
