@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from moshi_server.audio import read_audio
 from moshi_server.events import Word
 from moshi_server.speech.asr import WordAssembler
 from moshi_server.speech.tokenizer import TextTokenizer
@@ -118,7 +119,9 @@ class ThroughServer:
         return list(await asyncio.gather(*map(one, waves)))
 
 
-def evaluate(recogniser: InProcess | ThroughServer, folder: Path, limit: int, noise_db: float) -> dict[str, Score]:
+def evaluate(
+    recogniser: InProcess | ThroughServer, folder: Path, limit: int, noise_db: float, nothing: Path | None = None
+) -> dict[str, Score]:
     scores: dict[str, Score] = {}
     for name, audio, items in cases(folder, limit):
         split, engine = name.split("/")
@@ -132,7 +135,7 @@ def evaluate(recogniser: InProcess | ThroughServer, folder: Path, limit: int, no
                 score.add(known(item.utterance.words), words, LEAD)
             score.seconds += sum(map(len, waves)) / SAMPLE_RATE
             print(f"{label:26s} {described(score)}", flush=True)
-    for label, waves in nothing_said().items():
+    for label, waves in nothing_said(nothing).items():
         score = scores.setdefault(label, Score())
         for words in recogniser.transcribe(waves):
             score.add([], words)
@@ -145,8 +148,8 @@ def described(score: Score) -> str:
     return f"WER {score.wer:5.1f} %" if score.words else f"{score.false_a_minute:.1f} false words a minute"
 
 
-def nothing_said(minutes: int = 3) -> dict[str, list[np.ndarray]]:
-    """Noise of three colours at three levels, and music made of notes and drums: a minute each."""
+def nothing_said(recordings: Path | None = None, minutes: int = 3) -> dict[str, list[np.ndarray]]:
+    """Noise of three colours at three levels, music made of notes and drums, and recordings: a minute each."""
     found: dict[str, list[np.ndarray]] = {"nothing/noise": [], "nothing/music": []}
     for seed in range(3 * minutes):
         rng = np.random.default_rng(seed)
@@ -157,6 +160,10 @@ def nothing_said(minutes: int = 3) -> dict[str, list[np.ndarray]]:
     torch.manual_seed(0)
     tunes = music(minutes, 60 * SAMPLE_RATE, torch.zeros(1)).numpy()
     found["nothing/music"] = [(0.5 * tune / np.abs(tune).max()).astype(np.float32) for tune in tunes]
+    if recordings is not None:
+        # From past the beginning, which may be silent.
+        cut = slice(10 * SAMPLE_RATE, 70 * SAMPLE_RATE)
+        found["nothing/recordings"] = [read_audio(path)[cut] for path in sorted(recordings.glob("*.wav"))]
     return found
 
 
@@ -191,7 +198,12 @@ def summary(scores: dict[str, Score]) -> dict[str, Score]:
         if "mixed" in name and "noise" not in name and "pico" not in name and "mbrola" not in name:
             control.merge(score)
     joined["numbers with control words, all voices"] = control
-    for name, prefix in (("words outside", "outside/"), ("noise", "nothing/noise"), ("music", "nothing/music")):
+    for name, prefix in (
+        ("words outside", "outside/"),
+        ("noise", "nothing/noise"),
+        ("music", "nothing/music"),
+        ("recordings", "nothing/recordings"),
+    ):
         total = Score()
         for found, score in scores.items():
             if found.startswith(prefix):
@@ -227,6 +239,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--limit", type=int, default=10**9, help="utterances a shard")
     parser.add_argument("--noise", type=float, default=10.0, help="dB of speech over noise")
+    parser.add_argument("--nothing", type=Path, help="a folder of wav files in which nobody speaks, as of music")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -234,7 +247,7 @@ def main() -> None:
     recogniser: InProcess | ThroughServer = (
         ThroughServer(args.url, args.api_key, args.concurrency) if args.url else InProcess(args.demo, args.quantize)
     )
-    scores = evaluate(recogniser, args.eval, args.limit, args.noise)
+    scores = evaluate(recogniser, args.eval, args.limit, args.noise, args.nothing)
     joined = summary(scores)
     print(f"\n{'set':42s} {'words':>6s} {'WER %':>6s} {'bar':>5s} {'start ms (median, p95)':>24s}")
     for name, score in joined.items():

@@ -1,0 +1,25 @@
+"""What a model of the first tier knows, one of both tiers knows too."""
+
+import torch
+from training.grow import grow
+from training.model import TrainingModel
+from training.vocabulary import FIRST_TIER
+
+from training import targets
+
+
+def test_a_words_rows_move_to_where_the_word_is_now():
+    torch.manual_seed(0)
+    before = sorted(FIRST_TIER)
+    old = TrainingModel().state_dict()
+    size = 4 + len(before)
+    old["lm.text_emb.weight"] = torch.randn(size + 1, old["lm.text_emb.weight"].shape[1])
+    old["lm.text_linear.weight"] = torch.randn(size, old["lm.text_linear.weight"].shape[1])
+    new = grow(old, before)
+    TrainingModel().load_state_dict(new)
+    for name in ("lm.text_emb.weight", "lm.text_linear.weight"):
+        for row, word in enumerate(before, 4):
+            assert torch.equal(new[name][targets.TOKENS[word]], old[name][row])
+        assert torch.equal(new[name][:4], old[name][:4])
+    assert torch.equal(new["lm.text_emb.weight"][-1], old["lm.text_emb.weight"][-1]), "the start token"
+    assert torch.equal(new["semantic_map.weight"], old["semantic_map.weight"])
