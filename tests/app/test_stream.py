@@ -259,6 +259,17 @@ async def test_an_event_loop_that_stood_still_is_no_fault_of_the_clients() -> No
         await events(client, "Flush")
 
 
+async def test_a_client_that_waits_for_a_slow_answer_need_not_speak() -> None:
+    """The last words of a model that is behind may take longer than a client may be silent."""
+    runner = FakeRunner(1, 8)
+    runner.before_step = lambda: time.sleep(0.15)
+    limits = ClientLimits(message_seconds=0.5)
+    async with serve(runner, delay=8, limits=limits) as server, server.connect() as client:
+        await client.send(audio(say(61)))
+        await client.send(message("Flush"))
+        assert "<61>" in [event.get("text") for event in await events(client, "Flush")]
+
+
 async def test_text_frames_are_no_messages() -> None:
     async with serve(limits=ClientLimits(message_seconds=0.6)) as server, server.connect() as client:
         for _ in range(6):

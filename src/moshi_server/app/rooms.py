@@ -38,6 +38,7 @@ class Seat:
 
     steps = 0
     buffered_samples = 0
+    owes = False
 
     def __init__(self, number: int, room: Room, check: Callable[[], None], notices: bool = False) -> None:
         self.id = number

@@ -65,6 +65,11 @@ class Channel(Protocol):
         """Samples that were sent and not yet stepped."""
         ...
 
+    @property
+    def owes(self) -> bool:
+        """Whether the client waits for an answer that it has asked for."""
+        ...
+
     async def send(self, event: Any) -> None:
         """Hand one client event over."""
         ...
@@ -277,7 +282,7 @@ class Pump:
 
     def _busy(self, session: Channel) -> bool:
         """Whether the client rightly waits for us."""
-        return self._handing_over or session.buffered_samples >= FRAME_SIZE
+        return self._handing_over or session.owes or session.buffered_samples >= FRAME_SIZE
 
     async def _watch(self, session: Channel) -> None:
         """Raise once the client has been silent for too long. Audio that waits for the model is no silence."""

@@ -92,6 +92,11 @@ class AsrStream:
         """Client samples that were stepped, or dropped by an `Init`."""
         return self._queue.consumed
 
+    @property
+    def owes(self) -> bool:
+        """Whether a marker or a flush waits for its answer."""
+        return bool(self._dues)
+
     def put(self, event: Any, now: float) -> list[Any]:
         """Take one client event.
 

@@ -119,6 +119,11 @@ class Session:
         """Samples that were sent and not yet stepped."""
         return self._samples_in - self.stream.consumed
 
+    @property
+    def owes(self) -> bool:
+        """Whether the client waits for an answer of the stream's, and need not say anything meanwhile."""
+        return bool(self._inbox) or bool(getattr(self.stream, "owes", False))
+
     def _check(self) -> None:
         if self.closed:
             raise self.error or SessionError("the session is closed")
