@@ -58,3 +58,12 @@ def test_memory_that_is_told(tmp_path: Path) -> None:
         "MemTotal:       2000 kB\nMemFree: 1 kB\nMemAvailable:   1000 kB\nHugePages_Total: 0\n"
     )
     assert memory(str(tmp_path / "meminfo")) == (2_048_000, 1_024_000)
+
+
+@pytest.mark.parametrize("flags", [frozenset({"avx2"}), frozenset({"avx2", "avx512_vnni"})])
+def test_faster_steps_are_offered_to_the_processors_that_have_them(
+    monkeypatch: pytest.MonkeyPatch, flags: frozenset[str]
+) -> None:
+    monkeypatch.setattr("moshi_server.gpu.cpu_flags", lambda: flags)
+    offered = [finding for finding in findings(1) if finding.what == "faster steps on this CPU"]
+    assert len(offered) == ("avx512_vnni" in flags)

@@ -187,11 +187,16 @@ def _keys() -> Iterator[Finding]:
 
 
 def _extras() -> Iterator[Finding]:
-    for module, what, extra in (
+    from ..gpu import cpu_flags
+
+    extras = [
         ("sounddevice", "microphone", "mic"),
         ("matplotlib", "plots of bench", "bench"),
         ("pocket_tts", "Pocket TTS", "pocket"),
-    ):
+    ]
+    if "avx512_vnni" in cpu_flags():
+        extras.append(("llvmlite", "faster steps on this CPU", "fast-cpu"))
+    for module, what, extra in extras:
         if importlib.util.find_spec(module) is not None:
             yield Finding(Verdict.GOOD, what, f"{module} is installed")
         else:
