@@ -10,7 +10,7 @@ from training.corpus import load_one, utterance_batch
 
 # shard, utterance, file. Kokoro's and flite's voices here are held-out ones; Piper's is a training voice.
 CHOSEN = [
-    ("unseen-everyday-kokoro-7", 22, "alice.flac"),
+    ("unseen-mixed-kokoro-7", 14, "alice.flac"),
     ("unseen-everyday-kokoro-7", 21, "fenrir.ogg"),
     ("seen-everyday-piper-7", 24, "joe.wav"),
     ("unseen-everyday-flite-7", 8, "awb.flac"),
