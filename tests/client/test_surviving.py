@@ -21,6 +21,6 @@ def test_a_worker_is_killed_and_every_word_arrives_once(tmp_path: Path) -> None:
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["kills"] == 1
     assert figures["streams with a loss"] == 2  # each worker had two of the four
-    assert figures["words"] > 80
+    assert figures["words"] > 60
     for nothing in ("missing", "doubled or wrong", "at another time"):
         assert figures[nothing] == 0

@@ -202,7 +202,7 @@ flow_lm:
   insert_bos_before_voice: true
   flow: {{depth: 1, dim: 16}}
   transformer: {{d_model: 16, hidden_scale: 2, max_period: 10000, {transformer}}}
-  lookup_table: {{dim: 16, n_bins: 49, tokenizer: sentencepiece, tokenizer_path: "{tokenizer}"}}
+  lookup_table: {{dim: 16, n_bins: 212, tokenizer: sentencepiece, tokenizer_path: "{tokenizer}"}}
 mimi:
   dtype: float32
   sample_rate: 24000

@@ -75,7 +75,7 @@ def test_growth_is_seen_and_a_cache_that_fills_is_not() -> None:
     cache: dict[bytes, bytearray] = {}
 
     def leaks(data: bytes) -> None:
-        kept.append(bytearray(b"x" * 100_000))
+        kept.append(bytearray(b"x" * 1_000_000))
 
     def caches(data: bytes) -> None:
         cache.setdefault(data, bytearray(b"x" * 100_000))
