@@ -189,6 +189,7 @@ def report(stories: Sequence[Story], wholes: Sequence[list[tuple[str, float]]], 
 
     return {
         "words": sum(map(len, wholes)),
+        "spoken": sum(map(len, said)),
         "missing": missing,
         "doubled or wrong": extra,
         "at another time": moved,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import mmap
+import re
 import resource
 import signal
 import time
@@ -106,6 +107,11 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+def highest() -> int:
+    """Bytes that this program held at most. `getrusage` would count those of the process that started it, too."""
+    return int(re.findall(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)[0]) * 1024
+
+
 def growth(target: Target, inputs: Sequence[bytes], rounds: int, journal: Journal | None = None) -> tuple[int, int]:
     """Feed the same inputs many times: bytes that the second half of the rounds added, and the peak above the start."""
     watch, base, half = Watch(target, journal, limit=float("inf")), resident(), 0
@@ -116,8 +122,7 @@ def growth(target: Target, inputs: Sequence[bytes], rounds: int, journal: Journa
             gc.collect()
             half = resident()
     gc.collect()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return resident() - half, peak - base
+    return resident() - half, highest() - base
 
 
 def pick(inputs: Iterable[bytes], most: int) -> list[bytes]:

@@ -21,6 +21,7 @@ def test_a_worker_is_killed_and_every_word_arrives_once(tmp_path: Path) -> None:
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["kills"] == 1
     assert figures["streams with a loss"] == 2  # each worker had two of the four
-    assert figures["words"] > 60
-    for nothing in ("missing", "doubled or wrong", "at another time"):
+    # Two stories, twice each, of at least ten seconds of speech: every word that was spoken, and as it was spoken.
+    assert figures["words"] == figures["spoken"] > 4 * 10
+    for nothing in ("missing", "doubled or wrong", "at another time", "not as spoken"):
         assert figures[nothing] == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import subprocess
 import sys
 import time
 from itertools import islice
@@ -16,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from fuzzing import messages, requests, sounds
 from fuzzing.mutate import mutants
 from fuzzing.target import Target, agree, framed, parts_of
-from fuzzing.watch import GROWTH_BYTES, Watch, growth, pick
+from fuzzing.watch import GROWTH_BYTES, Watch, pick
 
 import fuzz
 from moshi_server.audio import OpusEncoder, ogg
@@ -70,19 +71,36 @@ def test_processor_time_is_seen_and_waiting_is_not() -> None:
     assert [(each.kind, each.data) for each in watch.findings.values()] == [("slow", b"slow")]
 
 
-def test_growth_is_seen_and_a_cache_that_fills_is_not() -> None:
-    kept: list[bytearray] = []
-    cache: dict[bytes, bytearray] = {}
+GROW = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from fuzzing.target import Target
+from fuzzing.watch import growth
+kept, cache = [], {}
+feed = {
+    "leaks": lambda data: kept.append(bytearray(b"x" * 100_000)),
+    "caches": lambda data: cache.setdefault(data, bytearray(b"x" * 100_000)),
+}[sys.argv[2]]
+print(growth(Target("x", feed, [b""]), [bytes([number]) for number in range(20)], 12)[0])
+"""
 
-    def leaks(data: bytes) -> None:
-        kept.append(bytearray(b"x" * 1_000_000))
 
-    def caches(data: bytes) -> None:
-        cache.setdefault(data, bytearray(b"x" * 100_000))
+@pytest.mark.parametrize("how", ["leaks", "caches"])
+def test_growth_is_seen_and_a_cache_that_fills_is_not(how: str) -> None:
+    # In a process of its own, as decoders are fed: one that has freed much takes from that, and grows by nothing.
+    done = subprocess.run(
+        [sys.executable, "-c", GROW, str(BENCHMARKS), how], capture_output=True, text=True, timeout=100, check=True
+    )
+    assert (int(done.stdout) > GROWTH_BYTES) == (how == "leaks")
 
-    inputs = [bytes([number]) for number in range(20)]
-    assert growth(Target("x", leaks, [b""]), inputs, 12)[0] > GROWTH_BYTES
-    assert growth(Target("x", caches, [b""]), inputs, 12)[0] <= GROWTH_BYTES
+
+def test_the_peak_is_not_that_of_the_process_that_started_it() -> None:
+    big = bytearray(b"x" * (2 * fuzz.PEAK_BYTES))
+    program = "import sys; sys.path.insert(0, sys.argv[1]); from fuzzing.watch import highest; print(highest())"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(BENCHMARKS)], capture_output=True, text=True, timeout=100, check=True
+    )
+    assert 0 < int(done.stdout) < len(big)
 
 
 def test_a_fast_path_that_takes_too_much_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
