@@ -62,9 +62,13 @@ async def stops_reading(visitor: Visitor) -> str:
         elif module in SPEAKING:
             for _ in range(20):
                 await ws.send(msgpack.packb({"type": "Text", "text": visitor.text(100, 200)}))
-        await asyncio.sleep(20)  # by then the server has given up
+        await asyncio.sleep(20)  # where more was due than the buffers hold, the server has given up by then
         ws.transport.resume_reading()
-        await ended(ws, None)
+        try:
+            async with asyncio.timeout(10):
+                await ended(ws, None)
+        except TimeoutError:  # nothing was held up for long: there are minutes of speech to come
+            await ws.close()
 
     return await visitor.rudely("stalled", stall)
 

@@ -39,7 +39,7 @@ VOICES = {
 }
 CHAT, SEND, RECV = "/api/chat", "/api/room-send", "/api/room-recv"
 ROOMS = ("red", "green", "blue")
-RUDE_SHARE = 0.23
+RUDE_SHARE = 0.28
 """A fifth of all, with the timed ones."""
 HANG_SECONDS = 150.0
 """A visit that takes longer has hung."""
