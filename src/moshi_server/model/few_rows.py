@@ -106,25 +106,24 @@ def _write(c: Code, block: Any) -> None:
             left = c.b.sub(rows, start)
             stop = c.b.add(start, c.b.sub(left, c.b.srem(left, c.size(group))))
             with c.loop(start, stop, group) as row:
-                sums = _sums(c, c.at(x, c.b.mul(row, row_bytes)), weights, inputs, row_bytes, group)
+                sums = partial_sums(c, c.at(x, c.b.mul(row, row_bytes)), weights, inputs, row_bytes, group)
                 for n, found in enumerate(sums):
                     place = c.b.mul(c.b.add(row, c.size(n)), c.b.mul(outputs, c.size(_BYTES)))
-                    total = c.b.fadd(_four(c, found), c.load(c.vector(c.f32, _OUTPUTS), bias, column))
+                    total = c.b.fadd(four_totals(c, found), c.load(c.vector(c.f32, _OUTPUTS), bias, column))
                     c.store(total, out, c.b.add(place, column))
             start = stop
 
 
-def _sums(c: Code, x: Any, weights: list[Any], inputs: Any, row_bytes: Any, group: int) -> list[list[Any]]:
+def partial_sums(c: Code, x: Any, weights: list[Any], inputs: Any, row_bytes: Any, group: int) -> list[list[Any]]:
     """For each of ``group`` rows and each output, 16 partial sums."""
     floats = c.vector(c.f32)
     sums = [[c.variable(c.all(floats, 0.0)) for _ in weights] for _ in range(group)]
     rows = [c.at(x, c.b.mul(row_bytes, c.size(n))) for n in range(group)]
-    hints = [c.ir.Constant(c.i32, value) for value in (0, 2, 1)]  # read, to the second cache, data
     with c.loop(0, inputs, LANES) as n:
         place = c.b.mul(n, c.size(_BYTES))
         loaded = [c.load(floats, weight, place) for weight in weights]
         for weight in weights:
-            c.call("llvm.prefetch.p0", c.ir.VoidType(), c.at(c.at(weight, place), _AHEAD), *hints)
+            c.prefetch(c.at(weight, place), _AHEAD)
         for row, totals in zip(rows, sums, strict=True):
             here = c.load(floats, row, place)
             for value, total in zip(loaded, totals, strict=True):
@@ -132,7 +131,7 @@ def _sums(c: Code, x: Any, weights: list[Any], inputs: Any, row_bytes: Any, grou
     return [[c.value(total) for total in totals] for totals in sums]
 
 
-def _four(c: Code, partial: list[Any]) -> Any:
+def four_totals(c: Code, partial: list[Any]) -> Any:
     """The totals of four vectors, as one vector of four."""
     kind = c.vector(c.f32, len(partial))
     found = c.ir.Constant(kind, c.ir.Undefined)

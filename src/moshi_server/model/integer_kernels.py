@@ -30,7 +30,9 @@ _FINER_BITS: Final = 7
 _FINER: Final = float(1 << _FINER_BITS)
 """Steps of the second row of activations in one step of the first."""
 _BYTE: Final = 4  # columns that one lane multiplies and adds at once
-_INT4_BLOCK: Final = LANES * _BYTE + LANES * GROUP // 2
+_AHEAD: Final = 4096
+"""Bytes from where weights are read to where they are asked for already."""
+INT4_BLOCK: Final = LANES * _BYTE + LANES * GROUP // 2
 """Bytes of 16 rows times a group: scales and centres, then codes."""
 
 
@@ -80,12 +82,12 @@ class Vnni:
         self._blocks = -(-rows // LANES)
         if weight.kind == "int8":
             self._steps = columns // _BYTE
-            self._weight = packed_int8(weight.values)
-            self._scales = torch.nn.functional.pad(weight.scales.float(), (0, self._blocks * LANES - rows))
+            self.weight = packed_int8(weight.values)
+            self.scales = torch.nn.functional.pad(weight.scales.float(), (0, self._blocks * LANES - rows))
         else:
             self._steps = columns // GROUP
-            self._weight = packed_int4(weight.values, weight.scales)
-            self._scales = weight.scales.new_empty(0)
+            self.weight = packed_int4(weight.values, weight.scales)
+            self.scales = weight.scales.new_empty(0)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, K) -> (B, N) f32."""
@@ -99,8 +101,8 @@ class Vnni:
             scratch = torch.empty(threads, size, dtype=torch.uint8)
             product(self._kind, count)(
                 x.data_ptr() + 4 * start * self._columns,
-                self._weight.data_ptr(),
-                self._scales.data_ptr(),
+                self.weight.data_ptr(),
+                self.scales.data_ptr(),
                 out.data_ptr() + 4 * start * out.shape[1],
                 scratch.data_ptr(),
                 size,
@@ -121,8 +123,7 @@ def _product(c: Code, block: Any, kind: Quantize, rows: int) -> None:
     pointers = [c.load(c.pointer, block, 8 * n) for n in range(5)]
     x, weight, scales, out, scratch = pointers
     size, columns, blocks, steps = (c.load(c.i64, block, 8 * n) for n in range(5, 9))
-    thread = c.b.sext(c.call("omp_get_thread_num", c.i32), c.i64)
-    scratch = c.at(scratch, c.b.mul(thread, size))
+    scratch = c.at(scratch, c.b.mul(c.thread(), size))
     groups = c.b.sdiv(columns, c.size(GROUP))
     coarse, fine, sums, steps_of_x = [], [], [], []
     row_bytes = c.b.add(c.b.mul(columns, c.size(2)), c.b.add(c.b.mul(groups, c.size(4)), c.size(64)))
@@ -132,23 +133,23 @@ def _product(c: Code, block: Any, kind: Quantize, rows: int) -> None:
         fine.append(c.at(own, columns))
         sums.append(c.at(own, c.b.mul(columns, c.size(2))))
         source = c.at(x, c.b.mul(columns, c.size(4 * row)))
-        steps_of_x.append(_quantize_row(c, source, columns, coarse[row], fine[row], sums[row], kind))
+        steps_of_x.append(quantize_row(c, source, columns, coarse[row], fine[row], sums[row], kind))
     first, last = c.share(blocks)
-    bytes_of_block = c.b.mul(steps, c.size(LANES * _BYTE if kind == "int8" else _INT4_BLOCK))
+    bytes_of_block = c.b.mul(steps, c.size(LANES * _BYTE if kind == "int8" else INT4_BLOCK))
     with c.loop(first, last) as index:
         start = c.at(weight, c.b.mul(index, bytes_of_block))
         if kind == "int8":
-            found = _block_int8(c, start, steps, coarse, fine, sums)
+            found = block_int8(c, start, steps, coarse, fine, sums)
             scale = c.load(c.vector(c.f32), scales, c.b.mul(index, c.size(4 * LANES)))
             found = [c.b.fmul(value, scale) for value in found]
         else:
-            found = _block_int4(c, start, steps, coarse, fine, sums)
+            found = block_int4(c, start, steps, coarse, fine, sums)
         for row, value in enumerate(found):
             place = c.b.add(c.b.mul(blocks, c.size(4 * LANES * row)), c.b.mul(index, c.size(4 * LANES)))
             c.store(c.b.fmul(value, c.spread(steps_of_x[row])), out, place)
 
 
-def _quantize_row(c: Code, x: Any, columns: Any, coarse: Any, fine: Any, sums: Any, kind: Quantize) -> Any:
+def quantize_row(c: Code, x: Any, columns: Any, coarse: Any, fine: Any, sums: Any, kind: Quantize) -> Any:
     """Write a row as two of 8 bits, and their sums; returns one step of the second, f32."""
     floats, ints = c.vector(c.f32), c.vector(c.i32)
     most = c.variable(c.all(floats, torch.finfo(torch.float32).tiny * 2.0**32))
@@ -192,11 +193,17 @@ def _joined(c: Code, coarse: Any, fine: Any, offset: Any) -> Any:
     return c.b.sitofp(c.b.sub(both, c.spread(offset)), c.vector(c.f32))
 
 
-def _block_int8(c: Code, start: Any, steps: Any, coarse: list[Any], fine: list[Any], sums: list[Any]) -> list[Any]:
+def block_int8(c: Code, start: Any, steps: Any, coarse: list[Any], fine: list[Any], sums: list[Any]) -> list[Any]:
+    """16 outputs of each row, f32, before the scales of the weights and the size of a row's fine step.
+
+    ``start`` is where their weights are, ``steps`` a quarter of the columns; of each row, where `quantize_row` wrote.
+    """
     ints = c.vector(c.i32)
     totals = [(c.variable(c.all(ints, 0)), c.variable(c.all(ints, 0))) for _ in coarse]
     with c.loop(0, steps) as step:
-        weights = c.load(ints, start, c.b.mul(step, c.size(4 * LANES)))
+        here = c.at(start, c.b.mul(step, c.size(4 * LANES)))
+        c.prefetch(here, _AHEAD)
+        weights = c.load(ints, here)
         place = c.b.mul(step, c.size(4))
         for (high, low), first, second in zip(totals, coarse, fine, strict=True):
             c.b.store(_dot(c, c.value(high), weights, c.load(c.i32, first, place)), high)
@@ -208,12 +215,15 @@ def _block_int8(c: Code, start: Any, steps: Any, coarse: list[Any], fine: list[A
     return found
 
 
-def _block_int4(c: Code, start: Any, groups: Any, coarse: list[Any], fine: list[Any], sums: list[Any]) -> list[Any]:
+def block_int4(c: Code, start: Any, groups: Any, coarse: list[Any], fine: list[Any], sums: list[Any]) -> list[Any]:
+    """As `block_int8`, with the scales that lie between the weights; ``groups`` is a 32nd of the columns."""
     ints, floats = c.vector(c.i32), c.vector(c.f32)
     totals = [c.variable(c.all(floats, 0.0)) for _ in coarse]
     low_bits = c.all(ints, 0x0F0F0F0F)
     with c.loop(0, groups) as group:
-        here = c.at(start, c.b.mul(group, c.size(_INT4_BLOCK)))
+        here = c.at(start, c.b.mul(group, c.size(INT4_BLOCK)))
+        for line in range(0, INT4_BLOCK, 4 * LANES):
+            c.prefetch(here, _AHEAD + line)
         head = c.load(ints, here)
         scale = c.b.bitcast(c.b.shl(head, c.all(ints, 16)), floats)
         centre = c.b.bitcast(c.b.and_(head, c.all(ints, -65536)), floats)

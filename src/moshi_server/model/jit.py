@@ -18,6 +18,8 @@ import torch
 
 LANES: Final = 16
 """f32 numbers in one register."""
+_TRIES: Final = 1000
+"""Looks, of some 50 ns each, before a waiting thread offers its core to others."""
 _FEATURES: Final = ("avx512f", "avx512bw", "avx512vl", "avx512vnni")
 
 Work = Callable[["Code", Any], None]
@@ -94,6 +96,11 @@ class Code:
             function = self.ir.Function(self.module, signature, name)
         return self.b.call(function, arguments)
 
+    def prefetch(self, base: Any, offset: Any, *, near: int = 2) -> None:
+        """Have the memory there brought to the second cache, or to the first (``near`` 3)."""
+        hints = [self.ir.Constant(self.i32, value) for value in (0, near, 1)]  # to be read, how near, data
+        self.call("llvm.prefetch.p0", self.ir.VoidType(), self.at(base, offset), *hints)
+
     def fma(self, x: Any, y: Any, z: Any) -> Any:
         """X * y + z, rounded once."""
         return self.call(f"llvm.fma.v{x.type.count}f32", x.type, x, y, z)
@@ -141,13 +148,62 @@ class Code:
         self.b.branch(head)
         self.b.position_at_end(end)
 
+    def thread(self) -> Any:
+        """The number of this thread, i64."""
+        return self.b.sext(self.call("omp_get_thread_num", self.i32), self.i64)
+
+    def threads(self) -> Any:
+        """How many run this, i64."""
+        return self.b.sext(self.call("omp_get_num_threads", self.i32), self.i64)
+
     def share(self, count: Any) -> tuple[Any, Any]:
         """A thread's part of ``count`` pieces: from, to."""
-        thread = self.b.sext(self.call("omp_get_thread_num", self.i32), self.i64)
-        threads = self.b.sext(self.call("omp_get_num_threads", self.i32), self.i64)
+        thread, threads = self.thread(), self.threads()
         first = self.b.sdiv(self.b.mul(count, thread), threads)
         last = self.b.sdiv(self.b.mul(count, self.b.add(thread, self.size(1))), threads)
         return first, last
+
+    @contextmanager
+    def dealt(self, counter: Any, count: Any, together: int = 1) -> Iterator[Any]:
+        """The body runs with each i64 below ``count`` on one thread or another, ``together`` in a row on the same.
+
+        ``counter``, an i64 that is zero before, is where the threads take them from: one that is held up takes fewer.
+        """
+        head, body, end = (self.b.append_basic_block(name) for name in ("deal", "dealt", "out"))
+        self.b.branch(head)
+        self.b.position_at_end(head)
+        first = self.b.atomic_rmw("add", counter, self.size(together), "monotonic")
+        self.b.cbranch(self.b.icmp_signed("<", first, count), body, end)
+        self.b.position_at_end(body)
+        last = self.b.add(first, self.size(together))
+        last = self.b.select(self.b.icmp_signed("<", last, count), last, count)
+        with self.loop(first, last) as index:
+            yield index
+        self.b.branch(head)
+        self.b.position_at_end(end)
+
+    def meet(self, arrived: Any, threads: Any) -> None:
+        """Wait until all ``threads`` (i64) have come here; ``arrived`` is an i64 that is zero before, for this once.
+
+        They look again and again, which is over in less than a system call takes; one whose fellow does not come, since
+        the system runs something else on its core, offers its own in between.
+        """
+        tries = self.variable(self.size(0))
+        self.b.atomic_rmw("add", arrived, self.size(1), "acq_rel")
+        head, wait, offer, end = (self.b.append_basic_block(name) for name in ("meet", "wait", "offer", "met"))
+        self.b.branch(head)
+        self.b.position_at_end(head)
+        there = self.b.load_atomic(arrived, "acquire", 8, typ=self.i64)
+        self.b.cbranch(self.b.icmp_signed("<", there, threads), wait, end)
+        self.b.position_at_end(wait)
+        self.call("llvm.x86.sse2.pause", self.ir.VoidType())
+        tried = self.b.add(self.value(tries), self.size(1))
+        self.b.store(tried, tries)
+        self.b.cbranch(self.b.icmp_signed(">", tried, self.size(_TRIES)), offer, head)
+        self.b.position_at_end(offer)
+        self.call("sched_yield", self.i32)
+        self.b.branch(head)
+        self.b.position_at_end(end)
 
 
 class Compiled:
@@ -184,6 +240,7 @@ def _compile(name: str, write: Work, library: ctypes.CDLL) -> Any:
     llvm.initialize_native_asmprinter()
     for function in ("omp_get_thread_num", "omp_get_num_threads"):
         llvm.add_symbol(function, ctypes.cast(getattr(library, function), ctypes.c_void_p).value)
+    llvm.add_symbol("sched_yield", ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value)
     module = ir.Module(name)
     module.triple = llvm.get_process_triple()
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [ir.PointerType()]), name)

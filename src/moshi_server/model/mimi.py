@@ -185,7 +185,7 @@ class Mimi(nn.Module):
         On a GPU the linear layers are replaced by split ones (`moshi_server.model.split`), which do not move or change.
         """
         for module in self.modules():
-            if isinstance(module, CausalConv1d | CausalConvTranspose1d | ResidualQuantizer):
+            if isinstance(module, CausalConv1d | CausalConvTranspose1d | ResidualQuantizer | StreamingTransformer):
                 module.prepare()
         if has_kernels(next(self.encoder.parameters()).device):
             split_linears(self)

@@ -273,11 +273,11 @@ class QuantizedLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self.kind = weight.kind
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        self._kernel = (kernel or best_kernel(weight.kind, self.in_features))(weight)
+        self.kernel = (kernel or best_kernel(weight.kind, self.in_features))(weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., N) in the type of ``x``."""
-        y = self._kernel(x.reshape(-1, self.in_features)).to(x.dtype).view(*x.shape[:-1], self.out_features)
+        y = self.kernel(x.reshape(-1, self.in_features)).to(x.dtype).view(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y + self.bias.to(x.dtype)
 
     def extra_repr(self) -> str:

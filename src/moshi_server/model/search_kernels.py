@@ -94,8 +94,7 @@ class _Writer:
             c.load(c.pointer, block, 8 * n) for n in range(6)
         )
         size, self.rows, self.levels = (c.load(c.i64, block, 8 * n) for n in range(6, 9))
-        thread = c.b.sext(c.call("omp_get_thread_num", c.i32), c.i64)
-        self.small = c.at(scratch, c.b.mul(thread, size))
+        self.small = c.at(scratch, c.b.mul(c.thread(), size))
         self.lower = c.at(self.small, width)
         self.floats, self.ints = c.vector(c.f32), c.vector(c.i32)
         self.f64 = c.ir.DoubleType()
@@ -127,7 +126,7 @@ class _Writer:
             sums = c.variable(c.all(self.ints, 0))
             with c.loop(0, self.width // 4) as n:
                 here = c.at(start, c.b.mul(n, c.size(4 * LANES)))
-                self._ask(here)
+                c.prefetch(here, _AHEAD, near=3)
                 four = c.load(c.i32, self.small, c.b.mul(n, c.size(4)))
                 c.b.store(self._dot(c.value(sums), c.load(self.ints, here), four), sums)
             product = c.b.sitofp(c.b.sub(c.value(sums), c.spread(total)), self.floats)
@@ -173,12 +172,6 @@ class _Writer:
         c = self.c
         parts = [c.b.bitcast(part, c.vector(c.i8, 4 * LANES)) for part in (weights, c.spread(four))]
         return c.call("llvm.x86.avx512.vpdpbusd.512", total.type, total, *parts)
-
-    def _ask(self, place: Any) -> None:
-        """Have the memory at ``place`` and `_AHEAD` brought near."""
-        c = self.c
-        read, near, data = (c.ir.Constant(c.i32, value) for value in (0, 3, 1))
-        c.call("llvm.prefetch.p0", c.ir.VoidType(), c.at(place, _AHEAD), read, near, data)
 
     def _verify(self, residual: Any, centroids: Any, limit: Any) -> Any:
         """Of the centroids whose bound does not exceed ``limit``, the first with the least score; else 0."""

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from moshi_server.model import ring_attention, ring_jit
 from moshi_server.model.cross_attention import CrossAttention, CrossSpec
+from moshi_server.model.layers_jit import Layers
 from moshi_server.model.ring_attention import Ring
 from moshi_server.model.streaming import State, StreamingModule, leaf
 
@@ -439,6 +440,11 @@ class StreamingTransformer(StreamingModule):
         super().__init__()
         self.spec = spec
         self.layers = nn.ModuleList(TransformerLayer(spec) for _ in range(spec.num_layers))
+        self._together: Layers | None = None
+
+    def prepare(self) -> None:
+        """Once weights do not change any more: step all layers in one call, where there is code for it."""
+        self._together = Layers(self) if Layers.takes(self) else None
 
     def _layers(self) -> Iterator[TransformerLayer]:
         for layer in self.layers:
@@ -511,6 +517,13 @@ class StreamingTransformer(StreamingModule):
         assert piece is None or steps % piece == 0, f"{steps} positions are not pieces of {piece}"
         position = leaf(state, "position")
         start = position.index_select(0, slots)
+        together = self._together
+        if together is not None and piece in (None, steps) and together.suits(len(x), steps, state):
+            positions = start[:, None] if steps == 1 else start[:, None] + torch.arange(steps)
+            turn = rotation(positions, self.spec) if self.spec.positional_embedding == "rope" else None
+            x = together.step(x, turn, state, slots, start)
+            position.index_copy_(0, slots, start + steps)
+            return x
         held_as = leaf(state, "ring.0").dtype
         in_place = steps == 1 and ring_jit.takes(self.spec.head_dim, held_as, x.device)
         eight_bit = held_as is torch.int8

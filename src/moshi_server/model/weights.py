@@ -115,6 +115,7 @@ def load_lm(
     unused = len(found.keys() - needed.keys())
     if unused:
         logger.info("%s: %d tensors are not used, the configuration does not ask for them", path, unused)
+    model.transformer.prepare()
     return model.eval()
 
 
