@@ -43,8 +43,8 @@ _LINE: Final = 128
 """Bytes from one place where threads meet to the next: two lines of the cache, which come together."""
 _TOGETHER: Final = 4
 """Pieces of a product that a thread takes at once."""
-_GROUPS: Final = (4, 2, 1)
-"""Rows that are multiplied at once; more groups of rows read weights that are near already."""
+_GROUPS: Final = (4, 3, 2, 1)
+"""Rows that are multiplied at once; a second group of rows reads weights that are near already."""
 MOST_POSITIONS: Final = 2
 """Of a stream in one step: Mimi's frames have two."""
 _OUTPUTS: Final = 4
