@@ -1,4 +1,4 @@
-"""Renders rows of training audio on the device and makes them worse: level, colour, room, band, noise; all batched."""
+"""Renders rows of training audio on the device and makes them worse: voice, level, colour, room, noise; batched."""
 
 import math
 
@@ -58,6 +58,39 @@ def _colour(rows: int, frequencies: Tensor, strength: float, like: Tensor) -> Te
     return 10 ** (db.clamp(-70, 25) / 20)
 
 
+def strange_voices(speech: Tensor, strength: float) -> Tensor:
+    """(B, L) as if spoken through another throat: formants moved and made sharper or duller, pitch and time kept.
+
+    Each column's envelope, its spectrum smoothed by a short cepstrum, is stretched along the frequencies.
+    """
+    rows, length = speech.shape
+    size, hop, kept = 1024, 256, 44
+    window = torch.hann_window(size, device=speech.device)
+    columns = torch.stft(speech, size, hop, window=window, return_complex=True).transpose(1, 2)
+    power = columns.abs().square()
+    logs = 0.5 * (power + 1e-6 * power.amax((1, 2), keepdim=True) + 1e-9).log()
+    cepstrum = torch.fft.irfft(logs, n=size)
+    lifter = torch.zeros(size, device=speech.device)
+    lifter[:kept] = lifter[-kept + 1 :] = 1
+    envelope = torch.fft.rfft(cepstrum * lifter).real
+    bins = envelope.shape[-1]
+    changed = _chance(rows, 0.6 * strength, speech)
+    low, high = (torch.exp(changed * _uniform(rows, -0.18, 0.18, speech)) for _ in range(2))
+    place = torch.linspace(0, 1, bins, device=speech.device)[None]
+    # Low formants may move otherwise than high ones, as from throat to throat.
+    bend = (place / 0.3).clamp(max=1)
+    source = (place * (low * (1 - bend) + (0.5 * low + 0.5 * high) * bend) * (bins - 1)).clamp(0, bins - 1)
+    left = source.long().clamp(max=bins - 2)
+    part = (source - left)[:, None]
+    spread = left[:, None].expand(-1, envelope.shape[1], -1)
+    moved = envelope.gather(2, spread) * (1 - part) + envelope.gather(2, spread + 1) * part
+    middle = moved.mean(2, keepdim=True)
+    sharp = torch.exp(changed * _uniform(rows, -0.35, 0.25, speech))[..., None]
+    gain = (middle + sharp * (moved - middle) - envelope).clamp(-3, 3)
+    columns = columns * gain.exp()
+    return torch.istft(columns.transpose(1, 2), size, hop, window=window, length=length)
+
+
 def _rooms(rows: int, size: int, like: Tensor) -> Tensor:
     """Spectra of random rooms: a direct path and an exponentially fading noise tail."""
     tail = int(0.5 * SAMPLE_RATE)
@@ -107,7 +140,7 @@ def augment(clean: Tensor, strength: float) -> Tensor:
     size = 2 ** math.ceil(math.log2(length + SAMPLE_RATE // 2))
     size = min(size, length + SAMPLE_RATE // 2 + (-(length + SAMPLE_RATE // 2)) % 1920)
     frequencies = torch.fft.rfftfreq(size, 1 / SAMPLE_RATE).to(clean.device)
-    spectrum = torch.fft.rfft(clean, n=size)
+    spectrum = torch.fft.rfft(strange_voices(clean, strength), n=size)
     coloured = _chance(rows, 0.75 * strength + 0.1, clean)
     curve = _colour(rows, frequencies, strength, clean)
     spectrum = spectrum * (coloured * curve + (1 - coloured))
@@ -130,8 +163,9 @@ def augment(clean: Tensor, strength: float) -> Tensor:
     babbling = _chance(rows, 0.15, clean)
     babble = babble / babble.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6)
     noise = babbling * babble + (1 - babbling) * noise
-    playing = _chance(rows, 0.2, clean)
-    noise = playing * music(rows, length, clean) + (1 - playing) * noise
+    players = int(0.2 * rows + float(torch.rand(1)))  # which rows they are makes no difference
+    if players:
+        noise = torch.cat([music(players, length, clean), noise[players:]])
     low = 30 - 25 * strength
     snr = _uniform(rows, low, 45, clean)
     snr = snr + 6 * babbling

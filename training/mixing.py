@@ -16,7 +16,7 @@ from training.vocabulary import AMBIGUOUS
 FRAME = 1920
 MAX_SEGMENTS = 24
 # Sampling weight of each engine; rare voices count for more than their share of hours.
-ENGINE_WEIGHT = {"espeak": 0.27, "flite": 0.12, "festival": 0.12, "piper": 0.14, "kokoro": 0.35}
+ENGINE_WEIGHT = {"espeak": 0.24, "flite": 0.14, "festival": 0.12, "piper": 0.12, "kokoro": 0.38}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from training.vocabulary import (
     JOINTS,
     MONTHS,
     NUMBER_WORDS,
+    OUTSIDE_DEV,
     OUTSIDE_EVALUATION,
     OUTSIDE_TRAINING,
     ROOMS,
@@ -256,6 +257,10 @@ def _outside_held_out(rng: random.Random) -> list[str]:
     return rng.choices(OUTSIDE_EVALUATION, k=rng.randint(3, 9))
 
 
+def _outside_dev(rng: random.Random) -> list[str]:
+    return rng.choices(OUTSIDE_DEV, k=rng.randint(3, 9))
+
+
 Kind = Callable[[random.Random], list[str]]
 TRAIN_MIX: list[tuple[Kind, float]] = [
     (_digit_string, 0.17),
@@ -269,11 +274,11 @@ TRAIN_MIX: list[tuple[Kind, float]] = [
     (_hard, 0.08),
 ]
 SECOND_MIX: list[tuple[Kind, float]] = [
-    (_everyday, 0.22),
-    (_everyday_salad, 0.46),
+    (_everyday, 0.24),
+    (_everyday_salad, 0.48),
     (_spell, 0.04),
-    (_outside, 0.09),
-    (_strewn, 0.11),
+    (_outside, 0.06),
+    (_strewn, 0.1),
     (_number, 0.03),
     (_digit_string, 0.03),
     (_hard, 0.02),
@@ -283,6 +288,7 @@ STRANGE_MIX: list[tuple[Kind, float]] = [(_outside, 0.6), (_strewn, 0.4)]
 """Of more shards with words outside the vocabulary, so that they are not taken for the nearest word inside."""
 EVERYDAY_MIX: list[tuple[Kind, float]] = [(_everyday, 1.0)]
 OUTSIDE_MIX: list[tuple[Kind, float]] = [(_outside_held_out, 1.0)]
+OUTSIDE_DEV_MIX: list[tuple[Kind, float]] = [(_outside_dev, 1.0)]
 NUMBER_MIX: list[tuple[Kind, float]] = [(_digit_string, 0.3), (_phone, 0.2), (_number, 0.3), (_numbers, 0.2)]
 MIXED_MIX: list[tuple[Kind, float]] = [(_control, 0.3), (_mixed, 0.7)]
 
@@ -306,6 +312,7 @@ __all__ = [
     "MIXED_MIX",
     "NUMBER_MIX",
     "NUMBER_WORDS",
+    "OUTSIDE_DEV_MIX",
     "OUTSIDE_MIX",
     "SECOND_MIX",
     "STRANGE_MIX",

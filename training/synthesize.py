@@ -22,6 +22,7 @@ SPLITS = {
     "seen-everyday": (False, True, sentences.EVERYDAY_MIX),
     "unseen-everyday": (True, True, sentences.EVERYDAY_MIX),
     "outside": (True, True, sentences.OUTSIDE_MIX),
+    "outside-dev": (True, True, sentences.OUTSIDE_DEV_MIX),
 }
 Speak = Callable[[str, random.Random, bool], tuple[str, Speech]]
 
@@ -29,7 +30,8 @@ Speak = Callable[[str, random.Random, bool], tuple[str, Speech]]
 def _kokoro(assets: Path) -> Speak:
     from training.synth.neural import Kokoro
 
-    engine = Kokoro(assets / "kokoro.onnx", assets / "kokoro_vocab.json", assets / "kokoro_voices")
+    device = os.environ.get("TRAINING_DEVICE", "cpu")  # such as cuda:0
+    engine = Kokoro(assets / "kokoro.onnx", assets / "kokoro_vocab.json", assets / "kokoro_voices", device)
 
     def speak(text: str, rng: random.Random, held_out: bool) -> tuple[str, Speech]:
         voice = voices.pick_kokoro(rng, held_out)

@@ -14,7 +14,8 @@ from training.vocabulary import LEXICON_US, WORDS
 
 FRAME_RATE = 12.5
 DELAY = 6
-BOUNDARY, PAD = 0, 3
+BOUNDARY, UNKNOWN, PAD = 0, 1, 3
+"""`UNKNOWN` is the tokenizer's begin of text, which decodes to nothing: a word outside the vocabulary."""
 TOKENS = {word: 4 + i for i, word in enumerate(sorted(WORDS))}
 VOCABULARY = 4 + len(WORDS)
 PAUSES = (0.5, 1.0, 2.0, 3.0)
@@ -55,15 +56,13 @@ def frame_spans(words: list[SpokenWord], frames: int) -> list[tuple[str, int, in
 
 
 def text_tokens(spans: list[tuple[str, int, int]], frames: int) -> np.ndarray:
-    """(frames,) int64 tokens of the text stream; a word outside the vocabulary is silence there."""
+    """(frames,) int64 tokens of the text stream; a word outside the vocabulary is `UNKNOWN` there."""
     tokens = np.full(frames + DELAY + 64, PAD, np.int64)
     for text, start, end in spans:
-        if text not in TOKENS:
-            continue  # what is outside the vocabulary comes out as nothing
         if end + DELAY - 1 >= len(tokens):
             break
         tokens[start + DELAY - 1] = BOUNDARY
-        tokens[end + DELAY - 2] = TOKENS[text]
+        tokens[end + DELAY - 2] = TOKENS.get(text, UNKNOWN)
         tokens[end + DELAY - 1] = BOUNDARY
     return tokens[:frames]
 
@@ -109,8 +108,8 @@ def words_of(tokens: list[int]) -> list[SpokenWord]:
                 words.append(SpokenWord(" ".join(pending), stop, stop))
                 pending = []
                 open_word = True
-        else:
-            pending.append(names.get(token, "?"))
+        elif token in names:
+            pending.append(names[token])
         if token == BOUNDARY:
             stop = (step - DELAY) / FRAME_RATE
             if open_word:

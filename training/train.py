@@ -1,7 +1,8 @@
 """Train the embedded model by the clock: `python -m training.train --data DIR --eval DIR --out DIR --minutes 9`.
 
 First latents unquantized, then codebooks by k-means and a straight-through pass, the learning rate falling all the
-while. `--resume` goes on from a checkpoint, codebooks in use, with wider speeds, excerpts and longer pauses.
+while. `--resume` goes on from a checkpoint, with wider speeds, excerpts and longer pauses, its codebooks in use unless
+`--quantize-again` places them anew. Over several GPUs: `torchrun --nproc-per-node 2 -m training.train ...`.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from training.evaluate_direct import evaluate_sets
 from training.live import Growing, Listing
 from training.mixing import FRAME, Rows
 from training.model import MelTarget, Outputs, TrainingModel
+from training.ranks import Ranks
 from training.synth.speech import SAMPLE_RATE
 
 
@@ -48,6 +50,7 @@ class Settings:
     final_limit: int
     live: Path | None
     live_hours: float
+    quantize_again: bool
 
 
 def drop_text(text: Tensor, start_token: int) -> Tensor:
@@ -103,8 +106,9 @@ def load(path: Path, model: TrainingModel) -> None:
 
 
 def train(settings: Settings) -> None:
-    device = torch.device(settings.device)
-    torch.manual_seed(settings.seed)
+    ranks = Ranks()
+    device = ranks.join(torch.device(settings.device))
+    torch.manual_seed(settings.seed + 1000 * ranks.rank)
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
@@ -114,10 +118,20 @@ def train(settings: Settings) -> None:
     engines: dict[str, float] = {}
     for item in items:
         engines[item.utterance.engine] = engines.get(item.utterance.engine, 0) + item.utterance.samples / 24000 / 60
-    print(f"minutes by engine { ({k: round(v, 1) for k, v in engines.items()}) }, {len(items)} utterances", flush=True)
+    if ranks.first:
+        print(
+            f"minutes by engine { ({k: round(v, 1) for k, v in engines.items()}) }, {len(items)} utterances", flush=True
+        )
     more = {"speeds": (0.78, 1.28), "excerpts": 0.3, "mute": 0.03} if settings.resume else {}
-    listing = Listing(settings.out / "live.jsonl")
-    rows = Rows(items, settings.frames, settings.seed, more=listing, **more)  # type: ignore[arg-type]
+    listing = Listing(settings.out / f"live{ranks.rank or ''}.jsonl")
+    rows = Rows(items, settings.frames, settings.seed + 1000 * ranks.rank, more=listing, **more)  # type: ignore[arg-type]
+    source = torch.from_numpy(audio).to(device)
+    growing = None
+    if settings.live:
+        room = torch.zeros(int(settings.live_hours * 3600 * SAMPLE_RATE), dtype=source.dtype, device=device)
+        source = torch.cat([source, room])
+        growing = Growing(settings.live, listing.path, source, len(audio))
+        growing.poll()
     loader = iter(
         torch.utils.data.DataLoader(
             rows,
@@ -127,16 +141,11 @@ def train(settings: Settings) -> None:
             prefetch_factor=4 if settings.workers else None,
         )
     )
-    source = torch.from_numpy(audio).to(device)
-    growing = None
-    if settings.live:
-        room = torch.zeros(int(settings.live_hours * 3600 * SAMPLE_RATE), dtype=source.dtype, device=device)
-        source = torch.cat([source, room])
-        growing = Growing(settings.live, listing.path, source, len(audio))
-        growing.poll()
     model = TrainingModel().to(device)
     if settings.resume:
         load(settings.resume, model)
+        model.quantizer.on &= not settings.quantize_again
+    ranks.copy([*model.parameters(), *_centroids(model)])
     mel_target = MelTarget().to(device)
     optimizer = torch.optim.AdamW(
         parameter_groups(model, 0.05), lr=settings.rate, betas=(0.9, 0.98), fused=device.type == "cuda"
@@ -150,8 +159,10 @@ def train(settings: Settings) -> None:
     means: dict[str, float] = {}
     curve = open(settings.out / "curve.jsonl", "a")  # noqa: SIM115
     step = 0
+    spent = 0.0
     while True:
-        spent = (time.monotonic() - begin_clock) / 60
+        if step % 20 == 0:
+            spent = ranks.same((time.monotonic() - begin_clock) / 60, device)
         progress = step / settings.steps if settings.steps else spent / settings.minutes
         if progress >= 1:
             break
@@ -176,7 +187,9 @@ def train(settings: Settings) -> None:
                 with torch.no_grad():
                     blocks.append(model.encode(pcm_again).flatten(0, 1).float())
             model.quantizer.begin(torch.cat(blocks)[:60_000])
-            print("codebooks placed", flush=True)
+            ranks.copy(_centroids(model))
+            if ranks.first:
+                print("codebooks placed", flush=True)
             run = torch.compile(model) if settings.compile else model
         fed = drop_text(batch["text"], model.lm.spec.text_start_token)
         mels = mel_target(clean / clean.abs().amax(1, keepdim=True).clamp(min=1e-4))
@@ -188,8 +201,10 @@ def train(settings: Settings) -> None:
         loss = loss + 0.1 * parts["commitment"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        ranks.mean_gradients(model)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        ranks.copy(_centroids(model))
         step += 1
         if step % 10 == 0:
             keep = min(0.998, step / (step + 20)) ** 10
@@ -199,7 +214,7 @@ def train(settings: Settings) -> None:
                         ema[name].lerp_(value, 1 - keep)
                     else:
                         ema[name].copy_(value)
-        if step % 50 == 0 or step == 1:
+        if ranks.first and (step % 50 == 0 or step == 1):
             for key, value in parts.items():
                 means[key] = float(value.detach())
             line = {
@@ -214,13 +229,21 @@ def train(settings: Settings) -> None:
                 print(json.dumps(line), flush=True)
                 if growing:
                     print(f"{growing.seconds / 60:.0f} minutes came meanwhile", flush=True)
-        if settings.eval_every and time.monotonic() - last_eval > settings.eval_every * 60:
+        if ranks.first and settings.eval_every and time.monotonic() - last_eval > settings.eval_every * 60:
             last_eval = time.monotonic()
             save(settings.out / "last.pt", model, ema, step)
             report(model, ema, held, held_items, settings.eval_limit)
+    if not ranks.first:
+        return
     save(settings.out / "last.pt", model, ema, step)
     print(f"{step} steps in {(time.monotonic() - begin_clock) / 60:.1f} min", flush=True)
     report(model, ema, held, held_items, settings.final_limit)
+
+
+def _centroids(model: TrainingModel) -> list[Tensor]:
+    """What moves without a gradient."""
+    halves = (model.quantizer.semantic, model.quantizer.acoustic)
+    return [t for half in halves for t in (half.quantizer.codebooks, half.counts, half.sums)]
 
 
 def report(
@@ -252,6 +275,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=160)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--quantize-at", type=float, default=0.5)
+    parser.add_argument("--quantize-again", action="store_true", help="at that point, though there are codebooks")
     parser.add_argument("--warmup", type=int, default=200)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1)

@@ -31,6 +31,11 @@ def test_one_boundary_ends_a_word_and_starts_the_next() -> None:
     assert run([3, 3, 0, 7, 0, 8, 3]) == [Word("<7>", 0.0), EndWord(2 / 12.5), Word("<8>", 2 / 12.5)]
 
 
+def test_control_pieces_alone_are_no_word_but_keep_its_place() -> None:
+    # The embedded model's mark of a word it does not know: nothing is sent, and the next word starts where it does.
+    assert run([3, 3, 0, 1, 0, 8, 3, 0]) == [Word("<8>", 2 / 12.5), EndWord(4 / 12.5)]
+
+
 def test_flush_gives_the_pending_word_and_ends_it_now() -> None:
     words = WordAssembler(DELAY, spell)
     for token in (3, 3, 0, 7):

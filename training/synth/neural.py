@@ -25,6 +25,13 @@ def _session(path: Path, durations: str, threads: int) -> Any:
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
+def _on_gpu(path: Path, durations: str, device: str) -> Any:
+    """The same by PyTorch, for which there is no such loop of small kernels on a CPU."""
+    from training.synth.graph import Graph
+
+    return Graph(path, ["audio", durations], device)
+
+
 def _pronounce(sentence: str, british: bool, rng: random.Random) -> list[tuple[str, bool]]:
     """Each word's phonemes, and whether a pause follows."""
     lexicon = LEXICON_GB if british else LEXICON_US
@@ -36,8 +43,9 @@ class Kokoro:
 
     FRAME = 600  # samples of output a duration unit
 
-    def __init__(self, model: Path, vocab: Path, voices: Path, threads: int = 1) -> None:
-        self.session = _session(model, "/encoder/Clip_output_0", threads)
+    def __init__(self, model: Path, vocab: Path, voices: Path, device: str = "cpu") -> None:
+        durations = "/encoder/Clip_output_0"
+        self.session = _session(model, durations, 1) if device == "cpu" else _on_gpu(model, durations, device)
         self.vocab: dict[str, int] = json.loads(vocab.read_text())["vocab"]
         self.voices = voices
         self.styles: dict[str, np.ndarray] = {}

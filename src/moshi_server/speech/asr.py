@@ -2,7 +2,7 @@
 
 The rules are those of `moshi-core/src/asr.rs`: from step ``delay`` on, a padding token closes the pending word, which
 starts where the last boundary stood; `END_OF_PADDING` sets that boundary and ends a word not yet ended; any other
-token joins the pending word.
+token joins the pending word. A word of the tokenizer's control pieces alone is none.
 """
 
 from __future__ import annotations
@@ -105,11 +105,13 @@ class WordAssembler:
         return events
 
     def _close(self, events: list[Word | EndWord]) -> None:
-        if self._tokens:
-            text = self._decode(self._tokens)
-            self._tokens.clear()
-            events.append(Word(text, self._last_stop))
+        if not self._tokens:
+            return
+        # The tokenizer's begin and end of text write nothing: so the embedded model marks words that it does not know.
+        if any(token > PADDING for token in self._tokens):
+            events.append(Word(self._decode(self._tokens), self._last_stop))
             self._unended = True
+        self._tokens.clear()
 
     def _end(self, events: list[Word | EndWord]) -> None:
         frame = max(0, self._steps - self._delay)
