@@ -33,7 +33,7 @@ def test_one_boundary_ends_a_word_and_starts_the_next() -> None:
 
 def test_control_pieces_alone_are_no_word_but_keep_its_place() -> None:
     # The embedded model's mark of a word it does not know: nothing is sent, and the next word starts where it does.
-    assert run([3, 3, 0, 1, 0, 8, 3, 0]) == [Word("<8>", 2 / 12.5), EndWord(4 / 12.5)]
+    assert run([3, 3, 0, 1, 0, 8, 3, 0]) == [Word("<8>", 2 / 12.5), EndWord(5 / 12.5)]
 
 
 def test_flush_gives_the_pending_word_and_ends_it_now() -> None:
