@@ -18,6 +18,7 @@ from moshi_server.cli.demo import running_worker
 
 from ..app.server import KEY, Server, free_port, serve
 from ..fakes import FakeRunner, say
+from .cutting import wire
 
 SAID = say(3, 3, 11, 12, 999, 3, 13, 999, 3, 3)
 SPEECH = Path(__file__).parents[1] / "data" / "speech.flac"
@@ -162,6 +163,27 @@ async def test_a_full_server_is_named_with_the_file(recording):
         done = await transcribe("a.wav", *at(server), cwd=recording.parent)
     assert done.code == 1
     assert done.err.startswith("error: a.wav: no free channels")
+
+
+async def test_a_connection_that_is_lost_costs_nothing_but_a_warning(tmp_path):
+    said = say(*(token for index in range(40) for token in (3, 999, 11 + index, 3, 3)))
+    (tmp_path / "long.wav").write_bytes(wav_bytes(said))
+    async with serve() as server, wire(server.port) as way:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "moshi_server.cli", "transcribe", "long.wav", "--realtime",
+            "--url", f"ws://127.0.0.1:{way.port}", "--api-key", KEY, cwd=tmp_path, env={"PATH": os.environ["PATH"]},
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout is not None
+        async with asyncio.timeout(100):
+            first = await process.stdout.readuntil(b"<13>")
+            way.cut()
+            rest, errors = await process.communicate()
+    assert process.returncode == 0
+    assert (first + rest).decode().split() == [f"<{11 + index}>" for index in range(40)]
+    lost, resumed = errors.decode().split("\n")[1:3]
+    assert lost.startswith(f"warning: ws://127.0.0.1:{way.port}")
+    assert "goes on after" in resumed
 
 
 @pytest.mark.parametrize(

@@ -140,10 +140,12 @@ class HeardFrames:
 async def _show(stream: Link) -> None:
     """Print words until the flush is answered; a new line after each turn, or after a silence."""
     from ..events import EndWord, Flush, Turn, Word
+    from .transcribe import tell_of_connection
 
     line, stop = False, 0.0
     while events := await stream.receive():
         for event in events:
+            tell_of_connection(event)
             match event:
                 case Word(text, start) if text.strip():
                     new = line and start - stop >= PARAGRAPH_SECONDS

@@ -20,7 +20,7 @@ from .options import ApiKey, CpuHere, ModelHere, ServerOrHere, key_for, only_one
 
 if TYPE_CHECKING:
     from ..client.exchange import Link
-    from ..events import AsrServerEvent
+    from ..client.reconnecting import ReconnectingEvent
     from ..speech.transcript import Transcript
 
 STDIN = "-"
@@ -94,10 +94,13 @@ Streams = AbstractAsyncContextManager[Callable[[], AbstractAsyncContextManager["
 async def streams_at(
     url: str, key: str | None, *, turns: bool = False
 ) -> AsyncIterator[Callable[[], AbstractAsyncContextManager[Link]]]:
-    """Each call, while entered, opens a stream of this server; with ``turns`` it tells of them."""
-    from ..client import AsrClient
+    """Each call, while entered, opens a stream of this server; with ``turns`` it tells of them.
 
-    yield lambda: AsrClient.connect(url, api_key=key, turns=turns)
+    A stream outlives its connection, so that a server that is started anew costs a recording nothing.
+    """
+    from ..client import ReconnectingAsrClient
+
+    yield lambda: ReconnectingAsrClient.connect(url, api_key=key, turns=turns)
 
 
 async def _all(files: list[str], streams: Streams, format: Format, output: Path | None, *, realtime: bool) -> int:
@@ -170,16 +173,28 @@ async def _one(
     async with open_stream() as stream:
         with _progress_bar(Path(file).name, seconds) if shown else nullcontext() as tell:
             return await transcribe_over(
-                stream, pcm, realtime=realtime, on_event=_say if live else None, on_progress=tell
+                stream, pcm, realtime=realtime, on_event=_say if live else tell_of_connection, on_progress=tell
             )
 
 
-def _say(event: AsrServerEvent) -> None:
+def _say(event: ReconnectingEvent) -> None:
     from ..events import Word
 
+    tell_of_connection(event)
     if isinstance(event, Word) and event.text.strip():
         sys.stdout.write(event.text.strip() + " ")
         sys.stdout.flush()
+
+
+def tell_of_connection(event: ReconnectingEvent) -> None:
+    """A line of the error output, if the event is of a connection that was lost or is there again."""
+    from ..client import ConnectionLost, ConnectionResumed
+
+    match event:
+        case ConnectionLost(url, reason):
+            sys.stderr.write(f"\nwarning: {url} is gone ({reason.message}); trying again\n")
+        case ConnectionResumed(url, seconds, _):
+            sys.stderr.write(f"{url} goes on after {seconds:.1f} s\n")
 
 
 def _written(file: str, transcript: Transcript, format: Format, *, named: bool) -> str:
