@@ -130,6 +130,7 @@ class Layers:
         layers: list[TransformerLayer] = list(transformer.layers)  # type: ignore[arg-type]
         self._spec = spec
         self._kind = _kind(layers)
+        self._epsilon: float = layers[0].norm1.EPS
         rows = [_row(layer) for layer in layers]
         self._kept = [tensor for row in rows for tensor in row]  # whose addresses are in the table
         addresses = [[0 if tensor is None else tensor.data_ptr() for tensor in row] for row in rows]
@@ -204,7 +205,7 @@ class Layers:
             heads=spec.num_heads,
             kv_heads=spec.kv_heads,
             context=spec.context,
-            epsilon=1e-8 if spec.norm == "rms_norm" else 1e-5,
+            epsilon=self._epsilon,
             rms=spec.norm == "rms_norm",
             gated=spec.gating == "silu",
             scaled=spec.layer_scale is not None,
