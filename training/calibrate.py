@@ -1,7 +1,7 @@
-"""Shift how readily a model says nothing: `python -m training.calibrate CHECKPOINT OUT --eval DIR --shift -1.4`.
+"""Shift how readily a model calls a word strange: `python -m training.calibrate IN OUT --eval DIR --unknown -1`.
 
 The output layer has no bias. But hidden states are nearly all alike along one direction, which least squares find; a
-multiple of it added to the row of silence moves that logit by about `--shift` in every frame.
+multiple of it added to the row of a token moves its logit by about as much in every frame. `--silence` likewise.
 """
 
 import argparse
@@ -42,7 +42,10 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--eval", type=Path, nargs="+", required=True, help="folders of speech to listen to")
-    parser.add_argument("--shift", type=float, required=True, help="of the logit of silence; below zero: more words")
+    parser.add_argument(
+        "--unknown", type=float, default=0.0, help="shift of strange words' logit; below zero: more words"
+    )
+    parser.add_argument("--silence", type=float, default=0.0, help="shift of silence's")
     parser.add_argument("--limit", type=int, default=96, help="utterances to listen to")
     args = parser.parse_args()
     model = TrainingModel().eval()
@@ -52,12 +55,13 @@ def main() -> None:
     states = hidden_states(model, corpus.utterance_batch(audio, chosen))
     direction = constant_direction(states)
     fit = states @ direction
-    print(f"shift {args.shift * float(fit.mean()):.2f}, give or take {abs(args.shift) * float(fit.std()):.2f}")
+    print(f"a shift of 1 is one of {float(fit.mean()):.2f}, give or take {float(fit.std()):.2f}")
     saved = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
     weights = {
         name: value.float() if name == "lm.text_linear.weight" else value for name, value in saved["model"].items()
     }
-    weights["lm.text_linear.weight"][targets.PAD] += args.shift * direction
+    weights["lm.text_linear.weight"][targets.UNKNOWN] += args.unknown * direction
+    weights["lm.text_linear.weight"][targets.PAD] += args.silence * direction
     torch.save(saved | {"model": halved(weights)}, args.out)
 
 
