@@ -1,0 +1,36 @@
+"""Another throat keeps time and silence, and training alone is training without the others."""
+
+import torch
+from training.augment import augment, strange_voices
+from training.ranks import Ranks
+
+
+def _vowel() -> torch.Tensor:
+    t = torch.arange(24_000) / 24_000
+    tone = sum(torch.sin(2 * torch.pi * 120 * k * t) / k for k in range(1, 40))
+    return (0.1 * tone)[None].repeat(8, 1)
+
+
+def test_formants_move_only_where_they_are_to():
+    speech = _vowel()
+    assert torch.allclose(strange_voices(speech, 0.0), speech, atol=1e-5)
+    torch.manual_seed(0)
+    moved = strange_voices(speech, 1.0)
+    assert moved.shape == speech.shape
+    changed = (moved - speech).abs().amax(1) > 1e-3
+    assert 0 < changed.sum() < 8
+
+
+def test_silence_stays_silence_and_everything_else_finite():
+    assert not strange_voices(torch.zeros(2, 24_000), 1.0).any()
+    assert augment(_vowel(), 1.0).isfinite().all()
+
+
+def test_a_process_alone_shares_nothing(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    ranks = Ranks()
+    assert ranks.first
+    assert ranks.same(2.5, torch.device("cpu")) == 2.5
+    weights = torch.ones(3)
+    ranks.copy([weights])
+    assert torch.equal(weights, torch.ones(3))
