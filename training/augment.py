@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from training import vocoder
 from training.synth.speech import SAMPLE_RATE
 
 
@@ -61,19 +62,16 @@ def _colour(rows: int, frequencies: Tensor, strength: float, like: Tensor) -> Te
 def strange_voices(speech: Tensor, strength: float) -> Tensor:
     """(B, L) as if spoken through another throat: formants moved and made sharper or duller, pitch and time kept.
 
-    Each column's envelope, its spectrum smoothed by a short cepstrum, is stretched along the frequencies.
+    Each column's envelope, its spectrum smoothed by a short cepstrum, is stretched along the frequencies. Some rows
+    also get another larynx: pulses of a pitch of their own, as a machine's, or a whisper, through that envelope.
     """
     rows, length = speech.shape
-    size, hop, kept = 1024, 256, 44
+    size, hop = 1024, 256
     window = torch.hann_window(size, device=speech.device)
     columns = torch.stft(speech, size, hop, window=window, return_complex=True).transpose(1, 2)
     power = columns.abs().square()
-    logs = 0.5 * (power + 1e-6 * power.amax((1, 2), keepdim=True) + 1e-9).log()
-    cepstrum = torch.fft.irfft(logs, n=size)
-    lifter = torch.zeros(size, device=speech.device)
-    lifter[:kept] = lifter[-kept + 1 :] = 1
-    envelope = torch.fft.rfft(cepstrum * lifter).real
-    bins = envelope.shape[-1]
+    smooth = vocoder.envelope(vocoder.cepstrum(vocoder.log_magnitude(power), size), size)
+    bins = smooth.shape[-1]
     changed = _chance(rows, 0.6 * strength, speech)
     low, high = (torch.exp(changed * _uniform(rows, -0.18, 0.18, speech)) for _ in range(2))
     place = torch.linspace(0, 1, bins, device=speech.device)[None]
@@ -82,13 +80,27 @@ def strange_voices(speech: Tensor, strength: float) -> Tensor:
     source = (place * (low * (1 - bend) + (0.5 * low + 0.5 * high) * bend) * (bins - 1)).clamp(0, bins - 1)
     left = source.long().clamp(max=bins - 2)
     part = (source - left)[:, None]
-    spread = left[:, None].expand(-1, envelope.shape[1], -1)
-    moved = envelope.gather(2, spread) * (1 - part) + envelope.gather(2, spread + 1) * part
+    spread = left[:, None].expand(-1, smooth.shape[1], -1)
+    moved = smooth.gather(2, spread) * (1 - part) + smooth.gather(2, spread + 1) * part
     middle = moved.mean(2, keepdim=True)
     sharp = torch.exp(changed * _uniform(rows, -0.35, 0.25, speech))[..., None]
-    gain = (middle + sharp * (moved - middle) - envelope).clamp(-3, 3)
+    gain = (middle + sharp * (moved - middle) - smooth).clamp(-3, 3)
     columns = columns * gain.exp()
-    return torch.istft(columns.transpose(1, 2), size, hop, window=window, length=length)
+    out = torch.istft(columns.transpose(1, 2), size, hop, window=window, length=length)
+    again = int(0.35 * strength * rows + float(torch.rand(1)))  # which rows they are makes no difference
+    if again:
+        out = torch.cat([_another_larynx(smooth[:again] + gain[:again], power[:again], smooth[:again], length), out[again:]])
+    return out
+
+
+def _another_larynx(shape: Tensor, power: Tensor, smooth: Tensor, length: int) -> Tensor:
+    """Envelopes to be spoken with (B, T, bins), and the power and envelopes of the speech they come from -> (B, L)."""
+    rows, size, hop = len(shape), 1024, 256
+    window = torch.hann_window(size, device=shape.device)
+    voiced = vocoder.voicing(power, smooth, window) * (1 - _chance(rows, 0.08, shape))
+    edge = 1500 * 2 ** _uniform(rows, 0, 3, shape)
+    pitch = vocoder.contour(rows, length, shape)
+    return vocoder.speak(vocoder.cepstrum(shape, size), voiced, power.mean(-1), pitch, edge, window, hop)
 
 
 def _rooms(rows: int, size: int, like: Tensor) -> Tensor:

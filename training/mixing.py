@@ -16,7 +16,16 @@ from training.vocabulary import AMBIGUOUS
 FRAME = 1920
 MAX_SEGMENTS = 24
 # Sampling weight of each engine; rare voices count for more than their share of hours.
-ENGINE_WEIGHT = {"espeak": 0.24, "flite": 0.14, "festival": 0.12, "piper": 0.12, "kokoro": 0.38}
+ENGINE_WEIGHT = {
+    "espeak": 0.2,
+    "flite": 0.1,
+    "festival": 0.1,
+    "rhvoice": 0.14,
+    "piper": 0.07,
+    "hibari": 0.06,
+    "kokoro": 0.3,
+    "music": 0.03,
+}
 
 
 @dataclasses.dataclass(frozen=True)

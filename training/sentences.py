@@ -16,6 +16,8 @@ from training.vocabulary import (
     NUMBER_WORDS,
     OUTSIDE_DEV,
     OUTSIDE_EVALUATION,
+    OUTSIDE_NEAR,
+    OUTSIDE_RARE,
     OUTSIDE_TRAINING,
     ROOMS,
     SECOND_TIER,
@@ -240,16 +242,21 @@ def _everyday_salad(rng: random.Random) -> list[str]:
     return words
 
 
+def _strange_word(rng: random.Random) -> str:
+    """A word that nothing may come of."""
+    lists = [words for words in (OUTSIDE_TRAINING, OUTSIDE_TRAINING, OUTSIDE_NEAR, OUTSIDE_RARE) if words]
+    return rng.choice(rng.choice(lists))
+
+
 def _outside(rng: random.Random) -> list[str]:
-    """Words that nothing may come of."""
-    return rng.choices(OUTSIDE_TRAINING, k=rng.randint(1, 9))
+    return [_strange_word(rng) for _ in range(rng.randint(1, 9))]
 
 
 def _strewn(rng: random.Random) -> list[str]:
     """A sentence with strange words before, in and behind it."""
     words = [w for w in rng.choice([_everyday, _everyday_salad, _numbers, _control])(rng) if w != PAUSE]
     for _ in range(rng.randint(1, 4)):
-        words.insert(rng.randint(0, len(words)), rng.choice(OUTSIDE_TRAINING))
+        words.insert(rng.randint(0, len(words)), _strange_word(rng))
     return words
 
 

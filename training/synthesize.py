@@ -1,12 +1,13 @@
 """Write one shard of speech: `python -m training.synthesize --engine espeak --minutes 60 --seed 1 --out DIR`."""
 
 import argparse
+import dataclasses
 import os
 import random
 from collections.abc import Callable
 from pathlib import Path
 
-from training import sentences, voices
+from training import accents, sentences, voices
 from training.shard import ShardWriter, tighten
 from training.synth.speech import Speech
 
@@ -24,7 +25,17 @@ SPLITS = {
     "outside": (True, True, sentences.OUTSIDE_MIX),
     "outside-dev": (True, True, sentences.OUTSIDE_DEV_MIX),
 }
-Speak = Callable[[str, random.Random, bool], tuple[str, Speech]]
+
+
+@dataclasses.dataclass
+class Split:
+    """What is being spoken."""
+
+    held_out: bool
+    evaluation: bool
+
+
+Speak = Callable[[str, random.Random, Split], tuple[str, Speech]]
 
 
 def _kokoro(assets: Path) -> Speak:
@@ -33,9 +44,12 @@ def _kokoro(assets: Path) -> Speak:
     device = os.environ.get("TRAINING_DEVICE", "cpu")  # such as cuda:0
     engine = Kokoro(assets / "kokoro.onnx", assets / "kokoro_vocab.json", assets / "kokoro_voices", device)
 
-    def speak(text: str, rng: random.Random, held_out: bool) -> tuple[str, Speech]:
-        voice = voices.pick_kokoro(rng, held_out)
-        return voice, engine.say(text, voice, rng.uniform(0.8, 1.35), rng)
+    def speak(text: str, rng: random.Random, split: Split) -> tuple[str, Speech]:
+        voice = voices.pick_kokoro(rng, split.held_out)
+        if split.evaluation:
+            return voice, engine.say(text, voice, rng.uniform(0.8, 1.35), rng)
+        british = voice.startswith("b") or rng.random() < 0.3
+        return voice, engine.say(text, voice, rng.uniform(0.75, 1.4), rng, british=british, accent=accents.draw(rng))
 
     return speak
 
@@ -45,8 +59,34 @@ def _piper(assets: Path) -> Speak:
 
     engine = Piper(assets / "en_US-joe-medium.onnx")
 
-    def speak(text: str, rng: random.Random, held_out: bool) -> tuple[str, Speech]:
-        return "joe", engine.say(text, rng.uniform(0.8, 1.4), rng.uniform(0.4, 0.9), rng)
+    def speak(text: str, rng: random.Random, split: Split) -> tuple[str, Speech]:
+        speed, noise = rng.uniform(0.8, 1.4), rng.uniform(0.4, 0.9)
+        if split.evaluation:
+            return "joe", engine.say(text, speed, noise, rng)
+        return "joe", engine.say(text, speed, noise, rng, british=rng.random() < 0.3, accent=accents.draw(rng))
+
+    return speak
+
+
+def _hibari(assets: Path) -> Speak:
+    import hibari
+
+    from training.synth.neural import Hibari
+
+    folder = Path(hibari.__file__).parent / "assets"
+    engine = Hibari(folder / "hibari.onnx", folder / "vocab.json")
+
+    def speak(text: str, rng: random.Random, split: Split) -> tuple[str, Speech]:
+        speech = engine.say(
+            text,
+            rng.uniform(0.75, 1.4),
+            rng,
+            british=rng.random() < 0.4,
+            accent=accents.draw(rng),
+            pitch=2 ** rng.uniform(-1.1, 0.4),
+            lively=rng.choice([0.0, 1.0, rng.random()]),
+        )
+        return "heart", speech
 
     return speak
 
@@ -56,8 +96,8 @@ def _espeak(assets: Path) -> Speak:
 
     engine = Espeak()
 
-    def speak(text: str, rng: random.Random, held_out: bool) -> tuple[str, Speech]:
-        voice = voices.pick_espeak(rng, held_out)
+    def speak(text: str, rng: random.Random, split: Split) -> tuple[str, Speech]:
+        voice = voices.pick_espeak(rng, split.held_out)
         return voice, engine.say(
             text, voice, rate=rng.randint(115, 250), pitch=rng.randint(25, 75), span=rng.randint(20, 80)
         )
@@ -70,9 +110,21 @@ def _mbrola(assets: Path) -> Speak:
 
     engine = Espeak()
 
-    def speak(text: str, rng: random.Random, held_out: bool) -> tuple[str, Speech]:
+    def speak(text: str, rng: random.Random, split: Split) -> tuple[str, Speech]:
         voice = rng.choice(voices.MBROLA)
         return voice, engine.say(text, voice, rate=rng.randint(125, 200), pitch=rng.randint(40, 60), span=50)
+
+    return speak
+
+
+def _rhvoice(assets: Path) -> Speak:
+    from training.synth.rhvoice import RHVoice
+
+    engine = RHVoice()
+
+    def speak(text: str, rng: random.Random, split: Split) -> tuple[str, Speech]:
+        voice = rng.choice(voices.RHVOICE)
+        return voice, engine.say(text, voice, pitch=rng.uniform(0.8, 1.3))
 
     return speak
 
@@ -80,8 +132,8 @@ def _mbrola(assets: Path) -> Speak:
 def _flite(assets: Path) -> Speak:
     from training.synth.classic import flite
 
-    def speak(text: str, rng: random.Random, held_out: bool) -> tuple[str, Speech]:
-        names = voices.HELD_OUT["flite"] if held_out else [v for v in voices.FLITE if v not in voices.HELD_OUT["flite"]]
+    def speak(text: str, rng: random.Random, split: Split) -> tuple[str, Speech]:
+        names = voices.HELD_OUT["flite"] if split.held_out else [v for v in voices.FLITE if v not in voices.HELD_OUT["flite"]]
         voice = rng.choice(names)
         return voice, flite(text, voice, stretch=rng.uniform(0.75, 1.25), rng=rng)
 
@@ -93,9 +145,9 @@ def _festival(assets: Path) -> Speak:
 
     engine = Festival()
 
-    def speak(text: str, rng: random.Random, held_out: bool) -> tuple[str, Speech]:
+    def speak(text: str, rng: random.Random, split: Split) -> tuple[str, Speech]:
         out = voices.HELD_OUT["festival"]
-        voice = rng.choice(out if held_out else [v for v in voices.FESTIVAL if v not in out])
+        voice = rng.choice(out if split.held_out else [v for v in voices.FESTIVAL if v not in out])
         return voice, engine.say(text, voice, stretch=rng.uniform(0.75, 1.25))
 
     return speak
@@ -104,7 +156,7 @@ def _festival(assets: Path) -> Speak:
 def _pico(assets: Path) -> Speak:
     from training.synth.classic import pico
 
-    def speak(text: str, rng: random.Random, held_out: bool) -> tuple[str, Speech]:
+    def speak(text: str, rng: random.Random, split: Split) -> tuple[str, Speech]:
         voice = rng.choice(voices.PICO)
         return voice, pico(text, voice, rate=rng.randint(80, 130), pitch=rng.randint(85, 120))
 
@@ -116,7 +168,7 @@ def _asterisk(assets: Path) -> Speak:
 
     engine = Prompts()
 
-    def speak(text: str, rng: random.Random, held_out: bool) -> tuple[str, Speech]:
+    def speak(text: str, rng: random.Random, split: Split) -> tuple[str, Speech]:
         return "allison", engine.say(text, rng)
 
     return speak
@@ -126,8 +178,10 @@ ENGINES: dict[str, Callable[[Path], Speak]] = {
     "espeak": _espeak,
     "mbrola": _mbrola,
     "flite": _flite,
+    "rhvoice": _rhvoice,
     "festival": _festival,
     "piper": _piper,
+    "hibari": _hibari,
     "kokoro": _kokoro,
     "pico": _pico,
     "asterisk": _asterisk,
@@ -146,6 +200,7 @@ def main() -> None:
     args = parser.parse_args()
     speak = ENGINES[args.engine](args.assets)
     held_out, evaluation, mix = SPLITS[args.split]
+    split = Split(held_out, evaluation)
     writer = ShardWriter(args.out / f"{args.split}-{args.engine}-{args.seed}")
     while writer.seconds < args.minutes * 60 and writer.count < args.count:
         # One generator an utterance, so that a resumed shard goes on as it would have.
@@ -155,7 +210,7 @@ def main() -> None:
             text = sentences.sentence(rng, evaluation=evaluation, mix=mix)
             tries += 1
             try:
-                voice, speech = speak(text, rng, held_out)
+                voice, speech = speak(text, rng, split)
                 speech = tighten(speech)
                 break
             except ValueError as error:

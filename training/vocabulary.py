@@ -1,6 +1,7 @@
 """Both tiers' words, words outside them, and how they are pronounced; knows nothing of audio or of tokens."""
 
 import hashlib
+import os
 from pathlib import Path
 
 DIGITS = "zero one two three four five six seven eight nine".split()
@@ -139,8 +140,29 @@ def is_held_out(word: str) -> bool:
 
 
 OUTSIDE = sorted(set(LEXICON_US) - set(WORDS))
-"""Words that must come out as nothing."""
+"""Words that must come out as nothing, the common ones."""
 OUTSIDE_TRAINING = [word for word in OUTSIDE if not is_held_out(word)]
 OUTSIDE_EVALUATION = [word for word in OUTSIDE if is_held_out(word) and word in _AMERICAN]
 OUTSIDE_DEV = [word for word in OUTSIDE if is_held_out(word) and word not in _AMERICAN]
 """For choosing what is shipped; what is reported was measured with other words."""
+
+
+def _read_strange() -> tuple[list[str], list[str]]:
+    """All of them and the near ones, if `training.strange` has written them; their pronunciations join the lexicons."""
+    path = Path(os.environ.get("TRAINING_STRANGE", Path(__file__).parent / "work" / "strange.tsv"))
+    rare: list[str] = []
+    near: list[str] = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        word, american, british, is_near = line.split("\t")
+        if is_held_out(word):
+            continue
+        LEXICON_US.setdefault(word, american)
+        LEXICON_GB.setdefault(word, british)
+        rare.append(word)
+        if is_near == "1":
+            near.append(word)
+    return rare, near
+
+
+OUTSIDE_RARE, OUTSIDE_NEAR = _read_strange()
+"""More words for training alone: any, and those one sound away from a word of the vocabulary."""

@@ -33,6 +33,7 @@ KOKORO_FOREIGN = (
     "jf_nezumi jf_tebukuro jm_kumo pf_dora pm_alex pm_santa zf_xiaobei zf_xiaoni zf_xiaoxiao zf_xiaoyi zm_yunjian "
     "zm_yunxi zm_yunxia zm_yunyang"
 ).split()
+RHVOICE = ["alan", "bdl", "clb", "slt"]  # its other English ones may not be changed or sold
 FLITE = ["kal", "kal16", "awb", "rms", "slt"]
 FESTIVAL = ["kal_diphone", "ked_diphone", "cmu_us_slt_arctic_hts"]
 MBROLA = ["mb-us1", "mb-us2", "mb-us3", "mb-en1"]
@@ -58,6 +59,9 @@ ENGINES = {
     "espeak": Engine("GPL-3.0-or-later (program)", True, "formant synthesis, 8 accents of English x 75 variants"),
     "flite": Engine("BSD-like (CMU)", True, "diphones and clustergen; awb held out"),
     "festival": Engine("BSD-like (CMU, Edinburgh)", True, "diphones and HTS; ked held out"),
+    "rhvoice": Engine("LGPL-2.1-or-later", True, "statistical, voices of four people"),
+    "hibari": Engine("Apache-2.0", True, "a small student of Kokoro's heart, its pitch set here"),
+    "music": Engine("as each recording's", True, "nobody speaks"),
     "piper": Engine("voice joe: CC0; inference: onnxruntime", True, "VITS, one voice"),
     "kokoro": Engine("Apache-2.0", True, "StyleTTS 2, 54 voices and blends of them; 6 held out"),
     "mbrola": Engine("non-free, evaluation only", False, "diphones of real voices; espeak-ng's prosody"),

@@ -1,4 +1,4 @@
-"""Kokoro and Piper through onnxruntime; word times are the models' own phoneme durations, exposed as a graph output."""
+"""Kokoro, its student hibari and Piper by onnxruntime; word times are the models' own phoneme durations, made an output."""
 
 import json
 import random
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from training.accents import Accent
 from training.synth.speech import SAMPLE_RATE, Speech, merge_words, resample
 from training.vocabulary import LEXICON_GB, LEXICON_US
 
@@ -32,10 +33,40 @@ def _on_gpu(path: Path, durations: str, device: str) -> Any:
     return Graph(path, ["audio", durations], device)
 
 
-def _pronounce(sentence: str, british: bool, rng: random.Random) -> list[tuple[str, bool]]:
+def _pronounce(
+    sentence: str, british: bool, rng: random.Random, accent: Accent | None = None
+) -> list[tuple[str, bool]]:
     """Each word's phonemes, and whether a pause follows."""
     lexicon = LEXICON_GB if british else LEXICON_US
-    return [(rng.choice(lexicon[w.rstrip(",")].split(" ")), w.endswith(",")) for w in sentence.split()]
+    said = [(w.rstrip(","), w.endswith(",")) for w in sentence.split()]
+    ways = [(w, rng.choice(lexicon[w].split(" ")), pause) for w, pause in said]
+    return [(accent(w, way) if accent else way, pause) for w, way, pause in ways]
+
+
+_LETTERS = [("oʊ", "O"), ("əʊ", "Q"), ("eɪ", "A"), ("aɪ", "I"), ("ɔɪ", "Y"), ("aʊ", "W"), ("tʃ", "ʧ"), ("dʒ", "ʤ")]
+"""Plain IPA to one letter a diphthong or an affricate, as Kokoro has it."""
+
+
+def letters(phonemes: str) -> str:
+    for pair, letter in _LETTERS:
+        phonemes = phonemes.replace(pair, letter)
+    return phonemes
+
+
+def _tokens(said: list[tuple[str, bool]]) -> tuple[str, list[tuple[int, int]]]:
+    """All letters, spaces and commas among them, and each word's range in them."""
+    text = ""
+    ranges = []
+    for phonemes, pause in said:
+        text += " " if text else ""
+        word = letters(phonemes)
+        ranges.append((len(text), len(text) + len(word)))
+        text += word + ("," if pause else "")
+    return text, ranges
+
+
+LATE = 0.05
+"""Seconds by which a sound comes before the time that Kokoro's durations, and its student's, give it."""
 
 
 class Kokoro:
@@ -61,20 +92,21 @@ class Kokoro:
             self.styles[voice] = total
         return self.styles[voice]
 
-    def say(self, sentence: str, voice: str, speed: float, rng: random.Random) -> Speech:
-        replacements = [("oʊ", "O"), ("əʊ", "Q"), ("eɪ", "A"), ("aɪ", "I"), ("ɔɪ", "Y"), ("aʊ", "W"), ("tʃ", "ʧ")]
-        ids = [0]
-        ranges: list[tuple[int, int]] = []
-        for phonemes, pause in _pronounce(sentence, voice.startswith("b"), rng):
-            for old, new in replacements:
-                phonemes = phonemes.replace(old, new)
-            if ranges:
-                ids.append(self.vocab[" "])
-            ranges.append((len(ids), len(ids) + len(phonemes)))
-            ids += [self.vocab[p] for p in phonemes]
-            if pause:
-                ids.append(self.vocab[","])
-        ids += [self.vocab[rng.choice([".", ".", "!", "?", ","])], 0]
+    def say(
+        self,
+        sentence: str,
+        voice: str,
+        speed: float,
+        rng: random.Random,
+        *,
+        british: bool | None = None,
+        accent: Accent | None = None,
+    ) -> Speech:
+        """`british` pronunciations are those of British voices, unless it is said."""
+        here = voice.startswith("b") if british is None else british
+        text, ranges = _tokens(_pronounce(sentence, here, rng, accent))
+        text += rng.choice([".", ".", "!", "?", ","])
+        ids = [0, *(self.vocab[p] for p in text), 0]
         style = self.style(voice)[min(len(ids) - 2, 509)]
         feeds = {
             "tokens": np.array([ids], np.int64),
@@ -82,9 +114,41 @@ class Kokoro:
             "speed": np.array([speed], np.float32),
         }
         audio, durations = self.session.run(None, feeds)
-        ends = np.cumsum(np.asarray(durations).reshape(-1).astype(np.float64)) * self.FRAME / SAMPLE_RATE
-        spans = [(float(ends[a - 1]), float(ends[b - 1])) for a, b in ranges]
-        return Speech(np.asarray(audio, np.float32).reshape(-1), merge_words(sentence, spans))
+        ends = np.cumsum(np.asarray(durations).reshape(-1).astype(np.float64)) * self.FRAME / SAMPLE_RATE - LATE
+        spans = [(float(ends[a]), float(ends[b])) for a, b in ranges]
+        samples = np.asarray(audio, np.float32).reshape(-1)
+        return Speech(samples, merge_words(sentence, spans))
+
+
+class Hibari:
+    """hibari's one voice (Apache-2.0), a small student of Kokoro's af_heart that tells pitch and noise apart."""
+
+    def __init__(self, model: Path, vocab: Path, threads: int = 1) -> None:
+        from hibari import dsp
+
+        self.session = _session(model, "/Clip_output_0", threads)
+        self.vocab: dict[str, int] = json.loads(vocab.read_text())
+        self.dsp = dsp
+
+    def say(
+        self, sentence: str, speed: float, rng: random.Random, *, british: bool, accent: Accent | None, pitch: float, lively: float
+    ) -> Speech:
+        """`pitch` as a multiple of the voice's own, `lively` from 0, a monotone, to 1."""
+        text, ranges = _tokens(_pronounce(sentence, british, rng, accent))
+        text += rng.choice([".", ".", "!", "?", ","])
+        ids = [0, *(self.vocab[p] for p in text), 0]
+        feeds = {"ids": np.array([ids], np.int64), "speed": np.array([speed], np.float32)}
+        *parts, durations = self.session.run(None, feeds)
+        lh, th, ln, lr, phi, f0 = (part[0] for part in parts)
+        voiced = f0 > 20
+        middle = float(np.median(f0[voiced])) if voiced.any() else 200.0
+        f0 = np.where(voiced, pitch * middle * (np.maximum(f0, 20) / middle) ** lively, f0).astype(np.float32)
+        noise = np.random.default_rng(rng.randrange(2**32))
+        samples = np.asarray(self.dsp.synth(lh, th, ln, lr, phi, f0, noise), np.float32)
+        ends = np.cumsum(np.asarray(durations).reshape(-1).astype(np.float64))
+        ends = ends * (len(samples) / SAMPLE_RATE / ends[-1]) - LATE
+        spans = [(float(ends[a]), float(ends[b])) for a, b in ranges]
+        return Speech(samples, merge_words(sentence, spans))
 
 
 class Piper:
@@ -98,14 +162,16 @@ class Piper:
         self.ids: dict[str, list[int]] = config["phoneme_id_map"]
         self.rate: int = config["audio"]["sample_rate"]
 
-    def say(self, sentence: str, speed: float, noise: float, rng: random.Random) -> Speech:
+    def say(
+        self, sentence: str, speed: float, noise: float, rng: random.Random, *, british: bool = False, accent: Accent | None = None
+    ) -> Speech:
         ids = [*self.ids["^"], *self.ids["_"]]
         ranges: list[tuple[int, int]] = []
 
         def push(symbol: str) -> None:
             ids.extend([*self.ids[symbol], *self.ids["_"]])
 
-        for phonemes, pause in _pronounce(sentence, False, rng):
+        for phonemes, pause in _pronounce(sentence, british, rng, accent):
             if ranges:
                 push(" ")
             first = len(ids)

@@ -1,0 +1,75 @@
+"""Writes the words that nothing may come of, all a lexicon has: `python -m training.strange ASSETS OUT`.
+
+ASSETS holds misaki's lexicons (`lexicon_us_gold.json.gz` and `lexicon_gb_gold.json.gz`), as the package hibari-tts
+carries them. A line is a word, its American and its British pronunciation, and whether it is one sound away from a word
+of the vocabulary. What sounds like one is left out.
+"""
+
+import argparse
+import gzip
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from training import vocabulary
+from training.pronounce import stressless
+from training.targets import PHONES
+
+_LONG = {"O": "oʊ", "Q": "əʊ", "A": "eɪ", "I": "aɪ", "Y": "ɔɪ", "W": "aʊ", "ᵊ": "ə", "ᵻ": "ɪ", "T": "ɾ"}
+
+
+def plain(phonemes: str) -> str:
+    """misaki's signs to the plain ones of `vocabulary.py`."""
+    return "".join(_LONG.get(p, p) for p in phonemes)
+
+
+def one_away(sounds: set[str]) -> set[str]:
+    """Everything that becomes one of the sounds when one phone is put in, taken out or changed, with `?` for any."""
+    near: set[str] = set()
+    for s in sounds:
+        near |= {s[:i] + s[i + 1 :] for i in range(len(s))}
+        near |= {s[:i] + "?" + s[i + 1 :] for i in range(len(s))}
+        near |= {s[:i] + "?" + s[i:] for i in range(len(s) + 1)}
+    return near
+
+
+def is_near(sound: str, near: set[str]) -> bool:
+    return sound in near or any(sound[:i] + "?" + sound[i + 1 :] in near for i in range(len(sound)))
+
+
+def lexicon(path: Path) -> dict[str, str]:
+    with gzip.open(path, "rt") as file:
+        read: dict[str, Any] = json.load(file)
+    # Where a word's sound depends on its part of speech, the usual one.
+    return {word: plain(said["DEFAULT"] if isinstance(said, dict) else said) for word, said in read.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("assets", type=Path)
+    parser.add_argument("out", type=Path)
+    args = parser.parse_args()
+    american, british = (lexicon(args.assets / f"lexicon_{place}_gold.json.gz") for place in ("us", "gb"))
+    inside = set(vocabulary.WORDS)
+    sounds = {
+        stressless(way) for w in inside for lex in (vocabulary.LEXICON_US, vocabulary.LEXICON_GB) for way in lex[w].split()
+    }
+    near = one_away(sounds)
+    known = {*PHONES, *"ˈˌː"}
+    lines = []
+    for word in sorted(american.keys() & british.keys() - inside):
+        us, gb = american[word], british[word]
+        if not re.fullmatch("[a-z]{2,14}", word) or set(us + gb) - known:
+            continue
+        said = {stressless(us), stressless(gb)}
+        if said & sounds or min(map(len, said)) < 2:
+            continue
+        lines.append(f"{word}\t{us}\t{gb}\t{int(any(is_near(s, near) for s in said))}\n")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text("".join(lines))
+    print(f"{len(lines)} words, {sum(line.endswith('1' + chr(10)) for line in lines)} one sound away from a known one")
+
+
+if __name__ == "__main__":
+    main()
