@@ -89,7 +89,9 @@ def strange_voices(speech: Tensor, strength: float) -> Tensor:
     out = torch.istft(columns.transpose(1, 2), size, hop, window=window, length=length)
     again = int(0.35 * strength * rows + float(torch.rand(1)))  # which rows they are makes no difference
     if again:
-        out = torch.cat([_another_larynx(smooth[:again] + gain[:again], power[:again], smooth[:again], length), out[again:]])
+        out = torch.cat(
+            [_another_larynx(smooth[:again] + gain[:again], power[:again], smooth[:again], length), out[again:]]
+        )
     return out
 
 

@@ -20,7 +20,7 @@ _LONG = {"O": "oʊ", "Q": "əʊ", "A": "eɪ", "I": "aɪ", "Y": "ɔɪ", "W": "aʊ
 
 
 def plain(phonemes: str) -> str:
-    """misaki's signs to the plain ones of `vocabulary.py`."""
+    """Misaki's signs to the plain ones of `vocabulary.py`."""
     return "".join(_LONG.get(p, p) for p in phonemes)
 
 
@@ -53,10 +53,13 @@ def main() -> None:
     american, british = (lexicon(args.assets / f"lexicon_{place}_gold.json.gz") for place in ("us", "gb"))
     inside = set(vocabulary.WORDS)
     sounds = {
-        stressless(way) for w in inside for lex in (vocabulary.LEXICON_US, vocabulary.LEXICON_GB) for way in lex[w].split()
+        stressless(way)
+        for w in inside
+        for lex in (vocabulary.LEXICON_US, vocabulary.LEXICON_GB)
+        for way in lex[w].split()
     }
     near = one_away(sounds)
-    known = {*PHONES, *"ˈˌː"}
+    known = {*PHONES, *"ˈˌː"} | {p for way in vocabulary.LEXICON_GB.values() for p in way}
     lines = []
     for word in sorted(american.keys() & british.keys() - inside):
         us, gb = american[word], british[word]

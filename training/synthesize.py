@@ -133,7 +133,11 @@ def _flite(assets: Path) -> Speak:
     from training.synth.classic import flite
 
     def speak(text: str, rng: random.Random, split: Split) -> tuple[str, Speech]:
-        names = voices.HELD_OUT["flite"] if split.held_out else [v for v in voices.FLITE if v not in voices.HELD_OUT["flite"]]
+        names = (
+            voices.HELD_OUT["flite"]
+            if split.held_out
+            else [v for v in voices.FLITE if v not in voices.HELD_OUT["flite"]]
+        )
         voice = rng.choice(names)
         return voice, flite(text, voice, stretch=rng.uniform(0.75, 1.25), rng=rng)
 

@@ -54,7 +54,9 @@ def pulses(pitch: Tensor) -> Tensor:
     return beat * (SAMPLE_RATE / pitch).sqrt()
 
 
-def speak(cepstra: Tensor, voiced: Tensor, power: Tensor, pitch: Tensor, edge: Tensor, window: Tensor, hop: int) -> Tensor:
+def speak(
+    cepstra: Tensor, voiced: Tensor, power: Tensor, pitch: Tensor, edge: Tensor, window: Tensor, hop: int
+) -> Tensor:
     """(B, T, KEPT) envelopes, (B, T) voicing and powers, (B, L) pitch -> (B, L) speech.
 
     Above `edge` Hz (B, 1) even a voiced column is half noise.

@@ -131,7 +131,15 @@ class Hibari:
         self.dsp = dsp
 
     def say(
-        self, sentence: str, speed: float, rng: random.Random, *, british: bool, accent: Accent | None, pitch: float, lively: float
+        self,
+        sentence: str,
+        speed: float,
+        rng: random.Random,
+        *,
+        british: bool,
+        accent: Accent | None,
+        pitch: float,
+        lively: float,
     ) -> Speech:
         """`pitch` as a multiple of the voice's own, `lively` from 0, a monotone, to 1."""
         text, ranges = _tokens(_pronounce(sentence, british, rng, accent))
@@ -163,7 +171,14 @@ class Piper:
         self.rate: int = config["audio"]["sample_rate"]
 
     def say(
-        self, sentence: str, speed: float, noise: float, rng: random.Random, *, british: bool = False, accent: Accent | None = None
+        self,
+        sentence: str,
+        speed: float,
+        noise: float,
+        rng: random.Random,
+        *,
+        british: bool = False,
+        accent: Accent | None = None,
     ) -> Speech:
         ids = [*self.ids["^"], *self.ids["_"]]
         ranges: list[tuple[int, int]] = []
