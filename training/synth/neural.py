@@ -1,4 +1,4 @@
-"""Kokoro, its student hibari and Piper by onnxruntime; word times are the models' own phoneme durations, made an output."""
+"""Kokoro, its student hibari and Piper by onnxruntime; word times come from the phoneme durations of the models."""
 
 import json
 import random
