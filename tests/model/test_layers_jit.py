@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from moshi_server.model import jit, ring_jit
+from moshi_server.model import jit, ring_jit, transformer
 from moshi_server.model.layers_jit import Layers
 from moshi_server.model.quantize import Quantize, QuantizedLinear, quantize
 from moshi_server.model.streaming import State, leaf
@@ -25,6 +25,12 @@ SHAPES = {
     "grouped": dataclasses.replace(SPEC, kv_repeat=2),
     "still": dataclasses.replace(SPEC, positional_embedding="none"),
 }
+
+
+@pytest.fixture(autouse=True)
+def narrow_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models here are narrower than those that are worth it."""
+    monkeypatch.setattr(transformer, "LEAST_WIDTH", 0)
 
 
 @pytest.fixture
@@ -150,3 +156,13 @@ def test_what_there_is_no_code_for_is_left_to_the_plain_step() -> None:
     lm.prepare()
     assert lm._together is not None
     assert not lm._together.suits(40, 1, lm.init_state(1))
+
+
+def test_narrow_layers_are_stepped_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = model(SPEC)
+    monkeypatch.setattr(transformer, "LEAST_WIDTH", SPEC.d_model + 1)
+    lm.prepare()
+    assert lm._together is None
+    monkeypatch.setattr(transformer, "LEAST_WIDTH", SPEC.d_model)
+    lm.prepare()
+    assert lm._together is not None

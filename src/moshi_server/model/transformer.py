@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -433,6 +433,10 @@ class TransformerLayer(nn.Module):
         return self._feed_forward(x)
 
 
+LEAST_WIDTH: Final = 512
+"""Of a transformer whose layers are stepped in one call; narrower ones lie in the cache, and torch is faster there."""
+
+
 class StreamingTransformer(StreamingModule):
     """A stack of layers; its state is one ring of keys and values for each layer and one position for each slot."""
 
@@ -443,8 +447,9 @@ class StreamingTransformer(StreamingModule):
         self._together: Layers | None = None
 
     def prepare(self) -> None:
-        """Once weights do not change any more: step all layers in one call, where there is code for it."""
-        self._together = Layers(self) if Layers.takes(self) else None
+        """Once weights do not change any more: step all layers in one call, where there is code for it and it pays."""
+        wide = self.spec.d_model >= LEAST_WIDTH
+        self._together = Layers(self) if wide and Layers.takes(self) else None
 
     def _layers(self) -> Iterator[TransformerLayer]:
         for layer in self.layers:
