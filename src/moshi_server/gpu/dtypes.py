@@ -18,6 +18,8 @@ LINEAR_BYTES: Final[dict[Quantize, float]] = {"int8": 1, "int4": 0.625}
 
 LARGE: Final = 300_000_000
 """Numbers in a language model from which on it is quantized on a CPU, unless the configuration says otherwise."""
+SMALL: Final = 30_000_000
+"""Numbers in a model below which it lies in a CPU's cache, where f32 is faster than bf16."""
 FEW_CORES: Final = 4
 """With fewer, 8 bits are read too slowly for a frame of 80 ms: the measurements are in docs/benchmarks.md."""
 
@@ -56,14 +58,18 @@ def choose_dtype(capability: tuple[int, int] | None, override: DType | None = No
     return DTypeChoice("f32", shown)
 
 
-def choose_cpu_dtype(flags: Collection[str], override: DType | None = None) -> DTypeChoice:
+def choose_cpu_dtype(
+    flags: Collection[str], override: DType | None = None, parameters: int | None = None
+) -> DTypeChoice:
     """The number type for a CPU with these instruction flags, as ``/proc/cpuinfo`` spells them.
 
     A step is bound by reading the weights, so bf16 takes half the time where the processor multiplies it, and a
-    multiple of it where it must be emulated.
+    multiple of it where it must be emulated. With few ``parameters`` (None: unknown) nothing is saved by reading less.
     """
     if override is not None:
         return DTypeChoice(override, "dtype_override")
+    if parameters is not None and parameters < SMALL:
+        return DTypeChoice("f32", "a small model")
     found = sorted(_CPU_BF16.intersection(flags))
     if found:
         return DTypeChoice("bf16", f"the CPU has {found[0]}")

@@ -207,13 +207,13 @@ def plan_modules(
     shares: dict[tuple[str, str], Term] = {}
     plans: list[ModulePlan] = []
     for request in requests:
-        dtype = (
-            choose_cpu_dtype(cpu_flags, request.dtype_override)
-            if gpu is None
-            else choose_dtype(gpu.capability, request.dtype_override)
-        )
-        if gpu is None and request.quantize is not None:
-            dtype = quantized(dtype, request.quantize, cpu_flags, cores, request.dtype_override)
+        if gpu is not None:
+            dtype = choose_dtype(gpu.capability, request.dtype_override)
+        else:
+            parameters = sum(weights.cost.elements for weights in request.weights) or None
+            dtype = choose_cpu_dtype(cpu_flags, request.dtype_override, parameters)
+            if request.quantize is not None:
+                dtype = quantized(dtype, request.quantize, cpu_flags, cores, request.dtype_override)
         weights = _weights(request, dtype, overrides)
         for key, term in weights.items():
             shares[key] = max(term, shares.get(key, term), key=lambda each: each.bytes)

@@ -434,7 +434,7 @@ class TransformerLayer(nn.Module):
 
 
 LEAST_WIDTH: Final = 512
-"""Of a transformer whose layers are stepped in one call; narrower ones lie in the cache, and torch is faster there."""
+"""Of a transformer whose layers are stepped in one call; narrower ones lie in the cache, where that gains nothing."""
 
 
 class StreamingTransformer(StreamingModule):
