@@ -34,10 +34,11 @@ CHANGES: list[tuple[str, list[str]]] = [
     (r"^h", [""]),
     (r"ː", [""]),
 ]
-_SOUNDS: dict[str, set[str]] = {}
+SOUNDS: dict[str, set[str]] = {}
+"""How the vocabulary's words sound, without stress, and which word it is."""
 for _word in WORDS:
     for _way in [*LEXICON_US[_word].split(" "), *LEXICON_GB[_word].split(" ")]:
-        _SOUNDS.setdefault(stressless(_way), set()).add(_word)
+        SOUNDS.setdefault(stressless(_way), set()).add(_word)
 
 
 class Accent:
@@ -50,7 +51,7 @@ class Accent:
         changed = phonemes
         for old, new in self.rules:
             changed = old.sub(new, changed)
-        taken = _SOUNDS.get(stressless(changed), set())
+        taken = SOUNDS.get(stressless(changed), set())
         return phonemes if not stressless(changed) or (taken and word not in taken) else changed
 
 

@@ -8,6 +8,9 @@ from torch import Tensor
 from training import vocoder
 from training.synth.speech import SAMPLE_RATE
 
+SIZE, HOP = 1024, 256
+"""Samples of a column in which voices are changed, and between two."""
+
 
 def render(audio: Tensor, segments: Tensor, length: int) -> Tensor:
     """(B, length) from the long int16 array: each segment read at its own speed, by cubic interpolation."""
@@ -66,11 +69,10 @@ def strange_voices(speech: Tensor, strength: float) -> Tensor:
     also get another larynx: pulses of a pitch of their own, as a machine's, or a whisper, through that envelope.
     """
     rows, length = speech.shape
-    size, hop = 1024, 256
-    window = torch.hann_window(size, device=speech.device)
-    columns = torch.stft(speech, size, hop, window=window, return_complex=True).transpose(1, 2)
+    window = torch.hann_window(SIZE, device=speech.device)
+    columns = torch.stft(speech, SIZE, HOP, window=window, return_complex=True).transpose(1, 2)
     power = columns.abs().square()
-    smooth = vocoder.envelope(vocoder.cepstrum(vocoder.log_magnitude(power), size), size)
+    smooth = vocoder.envelope(vocoder.cepstrum(vocoder.log_magnitude(power), SIZE), SIZE)
     bins = smooth.shape[-1]
     changed = _chance(rows, 0.6 * strength, speech)
     low, high = (torch.exp(changed * _uniform(rows, -0.18, 0.18, speech)) for _ in range(2))
@@ -86,7 +88,7 @@ def strange_voices(speech: Tensor, strength: float) -> Tensor:
     sharp = torch.exp(changed * _uniform(rows, -0.35, 0.25, speech))[..., None]
     gain = (middle + sharp * (moved - middle) - smooth).clamp(-3, 3)
     columns = columns * gain.exp()
-    out = torch.istft(columns.transpose(1, 2), size, hop, window=window, length=length)
+    out = torch.istft(columns.transpose(1, 2), SIZE, HOP, window=window, length=length)
     again = int(0.35 * strength * rows + float(torch.rand(1)))  # which rows they are makes no difference
     if again:
         out = torch.cat(
@@ -97,12 +99,12 @@ def strange_voices(speech: Tensor, strength: float) -> Tensor:
 
 def _another_larynx(shape: Tensor, power: Tensor, smooth: Tensor, length: int) -> Tensor:
     """Envelopes to be spoken with (B, T, bins), and the power and envelopes of the speech they come from -> (B, L)."""
-    rows, size, hop = len(shape), 1024, 256
-    window = torch.hann_window(size, device=shape.device)
+    rows = len(shape)
+    window = torch.hann_window(SIZE, device=shape.device)
     voiced = vocoder.voicing(power, smooth, window) * (1 - _chance(rows, 0.08, shape))
     edge = 1500 * 2 ** _uniform(rows, 0, 3, shape)
     pitch = vocoder.contour(rows, length, shape)
-    return vocoder.speak(vocoder.cepstrum(shape, size), voiced, power.mean(-1), pitch, edge, window, hop)
+    return vocoder.speak(vocoder.cepstrum(shape, SIZE), voiced, power.mean(-1), pitch, edge, window, HOP)
 
 
 def _rooms(rows: int, size: int, like: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from training import vocabulary
+from training.accents import SOUNDS
 from training.pronounce import stressless
 from training.targets import PHONES
 
@@ -52,12 +53,7 @@ def main() -> None:
     args = parser.parse_args()
     american, british = (lexicon(args.assets / f"lexicon_{place}_gold.json.gz") for place in ("us", "gb"))
     inside = set(vocabulary.WORDS)
-    sounds = {
-        stressless(way)
-        for w in inside
-        for lex in (vocabulary.LEXICON_US, vocabulary.LEXICON_GB)
-        for way in lex[w].split()
-    }
+    sounds = set(SOUNDS)
     near = one_away(sounds)
     known = {*PHONES, *"ˈˌː"} | {p for way in vocabulary.LEXICON_GB.values() for p in way}
     lines = []

@@ -11,30 +11,29 @@ from training import accents, sentences, voices
 from training.shard import ShardWriter, tighten
 from training.synth.speech import Speech
 
-# split: (voices held out?, evaluation sentences?, mix)
-SPLITS = {
-    "train": (False, False, sentences.TRAIN_MIX),
-    "second": (False, False, sentences.SECOND_MIX),
-    "strange": (False, False, sentences.STRANGE_MIX),
-    "seen": (False, True, sentences.NUMBER_MIX),
-    "unseen": (True, True, sentences.NUMBER_MIX),
-    "seen-mixed": (False, True, sentences.MIXED_MIX),
-    "unseen-mixed": (True, True, sentences.MIXED_MIX),
-    "seen-everyday": (False, True, sentences.EVERYDAY_MIX),
-    "unseen-everyday": (True, True, sentences.EVERYDAY_MIX),
-    "outside": (True, True, sentences.OUTSIDE_MIX),
-    "outside-dev": (True, True, sentences.OUTSIDE_DEV_MIX),
-}
 
-
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Split:
-    """What is being spoken."""
+    """What is spoken, and by whom."""
 
-    held_out: bool
-    evaluation: bool
+    held_out: bool  # voices
+    evaluation: bool  # sentences
+    mix: list[tuple[sentences.Kind, float]]
 
 
+SPLITS = {
+    "train": Split(False, False, sentences.TRAIN_MIX),
+    "second": Split(False, False, sentences.SECOND_MIX),
+    "strange": Split(False, False, sentences.STRANGE_MIX),
+    "seen": Split(False, True, sentences.NUMBER_MIX),
+    "unseen": Split(True, True, sentences.NUMBER_MIX),
+    "seen-mixed": Split(False, True, sentences.MIXED_MIX),
+    "unseen-mixed": Split(True, True, sentences.MIXED_MIX),
+    "seen-everyday": Split(False, True, sentences.EVERYDAY_MIX),
+    "unseen-everyday": Split(True, True, sentences.EVERYDAY_MIX),
+    "outside": Split(True, True, sentences.OUTSIDE_MIX),
+    "outside-dev": Split(True, True, sentences.OUTSIDE_DEV_MIX),
+}
 Speak = Callable[[str, random.Random, Split], tuple[str, Speech]]
 
 
@@ -203,15 +202,14 @@ def main() -> None:
     parser.add_argument("--assets", type=Path, default=Path(os.environ.get("TRAINING_ASSETS", "training/work/assets")))
     args = parser.parse_args()
     speak = ENGINES[args.engine](args.assets)
-    held_out, evaluation, mix = SPLITS[args.split]
-    split = Split(held_out, evaluation)
+    split = SPLITS[args.split]
     writer = ShardWriter(args.out / f"{args.split}-{args.engine}-{args.seed}")
     while writer.seconds < args.minutes * 60 and writer.count < args.count:
         # One generator an utterance, so that a resumed shard goes on as it would have.
         tries = 0
         while True:
             rng = random.Random(f"{args.split}/{args.engine}/{args.seed}/{writer.count}/{tries}")
-            text = sentences.sentence(rng, evaluation=evaluation, mix=mix)
+            text = sentences.sentence(rng, evaluation=split.evaluation, mix=split.mix)
             tries += 1
             try:
                 voice, speech = speak(text, rng, split)

@@ -21,16 +21,19 @@ def cepstrum(logs: Tensor, size: int) -> Tensor:
     return torch.fft.irfft(logs, n=size)[..., :KEPT]
 
 
+def _logs(cepstra: Tensor, size: int) -> Tensor:
+    """(B, T, KEPT) -> (B, T, size // 2 + 1), complex: log amplitude and, of minimum phase, the phase."""
+    return torch.fft.rfft(torch.cat([cepstra[..., :1], 2 * cepstra[..., 1:]], -1), n=size)
+
+
 def envelope(cepstra: Tensor, size: int) -> Tensor:
     """(B, T, KEPT) -> (B, T, size // 2 + 1) log amplitudes."""
-    folded = torch.cat([cepstra[..., :1], 2 * cepstra[..., 1:]], -1)
-    return torch.fft.rfft(folded, n=size).real
+    return _logs(cepstra, size).real
 
 
 def response(cepstra: Tensor, size: int) -> Tensor:
     """(B, T, KEPT) -> (B, T, size // 2 + 1), complex: a throat's, of minimum phase."""
-    folded = torch.cat([cepstra[..., :1], 2 * cepstra[..., 1:]], -1)
-    return torch.fft.rfft(folded, n=size).exp()
+    return _logs(cepstra, size).exp()
 
 
 def voicing(power: Tensor, smooth: Tensor, window: Tensor) -> Tensor:
@@ -40,7 +43,7 @@ def voicing(power: Tensor, smooth: Tensor, window: Tensor) -> Tensor:
     low = (torch.arange(bins, device=power.device) < 2500 * size / SAMPLE_RATE).to(power.dtype)
     flat = power * (-2 * smooth).exp() * low
     found = torch.fft.irfft(flat, n=size)
-    # What the window and the cut alone would give.
+    # What the window alone would give.
     own = torch.fft.irfft(torch.fft.rfft(window, n=2 * size).abs().square(), n=2 * size)[:size]
     first, last = int(SAMPLE_RATE / HIGHEST), int(SAMPLE_RATE / LOWEST)
     peaks = found[..., first:last] / found[..., :1].clamp(min=1e-9) * (own[0] / own[first:last])

@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from moshi_server.config import load_config
 from moshi_server.config.modules import BatchedAsrConfig
+from moshi_server.engine import sizing
 from moshi_server.engine.build import BuiltModule
 from moshi_server.errors import CheckpointError
-from moshi_server.gpu import choose_cpu_dtype, cpu_flags
+from moshi_server.gpu import choose_cpu_dtype, cpu_flags, dtypes
 from moshi_server.model.convert import convert_checkpoint
 from moshi_server.model.lm import LmModel
 
@@ -64,9 +65,16 @@ def test_5_a_value_beyond_f16_names_the_module_and_the_tensor(folder: Path, tmp_
     assert lm_of(build(config(tmp_path, module(folder, lm_model_file=path, dtype_override="bf16")))[0])
 
 
-def test_5_without_an_override_the_policy_decides(folder: Path, tmp_path: Path) -> None:
-    want = choose_cpu_dtype(cpu_flags(), None, 1_000_000).dtype
-    assert lm_of(build(config(tmp_path, module(folder)))[0]).dtype is TYPES[want]
+def test_5_without_an_override_the_policy_decides(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = config(tmp_path, module(folder))
+    assert lm_of(build(small)[0]).dtype is torch.float32, "it lies in the cache"
+    monkeypatch.setattr(dtypes, "SMALL", 0)
+    want = choose_cpu_dtype(cpu_flags()).dtype
+    assert lm_of(build(small)[0]).dtype is TYPES[want]
+    monkeypatch.setattr(sizing, "cpu_flags", lambda: frozenset({"avx512_bf16"}))
+    assert lm_of(build(small)[0]).dtype is torch.bfloat16
 
 
 @pytest.mark.parametrize("origin", ["fork", "notes"])

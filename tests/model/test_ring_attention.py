@@ -45,16 +45,16 @@ def test_eight_bits_stay_near_the_model_in_f32_past_the_context(model: Streaming
 
 
 def test_streams_in_any_order_and_reset_are_each_as_alone(model: StreamingTransformer) -> None:
-    x = torch.randn(3, 30, 64)
+    # In f64, for in f32 some CPUs' products round one row otherwise than three, which may move a number by a level.
+    model, x = model.double(), torch.randn(3, 30, 64).double()
     alone = [
         steps(model, x[row : row + 1], model.init_state(1, dtype=torch.int8), torch.tensor([0])) for row in range(3)
     ]
     state = model.init_state(4, dtype=torch.int8)
-    steps(model, torch.randn(1, 9, 64), state, torch.tensor([3]))
+    steps(model, torch.randn(1, 9, 64).double(), state, torch.tensor([3]))
     reset_state(state, torch.tensor([3]))
     together = steps(model, x, state, torch.tensor([3, 0, 2]))
-    # Where torch rounds products of one row otherwise than of three, a key or value may come to the next level.
-    torch.testing.assert_close(together, torch.cat(alone), atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-4)
     assert not torch.allclose(together[:1], alone[1], atol=0.1)
 
 

@@ -87,7 +87,7 @@ class RHVoice:
         return 1
 
     def say(self, sentence: str, voice: str, pitch: float) -> Speech:
-        """`pitch` as a multiple of the voice's own. Word times are true to half a block; at other rates, to less."""
+        """`pitch` as a multiple of the voice's own. Word times are true to half a block."""
         self.blocks.clear()
         self.spans.clear()
         self.count = 0
