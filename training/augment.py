@@ -1,6 +1,7 @@
 """Renders rows of training audio on the device and makes them worse: voice, level, colour, room, noise; batched."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -65,8 +66,9 @@ def _colour(rows: int, frequencies: Tensor, strength: float, like: Tensor) -> Te
 def strange_voices(speech: Tensor, strength: float) -> Tensor:
     """(B, L) as if spoken through another throat: formants moved and made sharper or duller, pitch and time kept.
 
-    Each column's envelope, its spectrum smoothed by a short cepstrum, is stretched along the frequencies. Some rows
-    also get another larynx: pulses of a pitch of their own, as a machine's, or a whisper, through that envelope.
+    Each column's envelope, its spectrum smoothed by a short cepstrum, is stretched along the frequencies; in some rows
+    a little otherwise from piece to piece, as where diphones are joined. Some rows also get another larynx: pulses of a
+    pitch of their own, as a machine's, or a whisper, through that envelope.
     """
     rows, length = speech.shape
     window = torch.hann_window(SIZE, device=speech.device)
@@ -75,18 +77,21 @@ def strange_voices(speech: Tensor, strength: float) -> Tensor:
     smooth = vocoder.envelope(vocoder.cepstrum(vocoder.log_magnitude(power), SIZE), SIZE)
     bins = smooth.shape[-1]
     changed = _chance(rows, 0.6 * strength, speech)
-    low, high = (torch.exp(changed * _uniform(rows, -0.18, 0.18, speech)) for _ in range(2))
-    place = torch.linspace(0, 1, bins, device=speech.device)[None]
+    low, high = (changed * _uniform(rows, -0.18, 0.18, speech) for _ in range(2))
+    # (rows, T, 1): in rows of joined pieces each piece differs a little, in formants, tilt and level.
+    pieces = _pieces(rows, smooth.shape[1], 0.3 * strength, speech)
+    low, high = (torch.exp(x[..., None] + 0.04 * pieces()) for x in (low, high))
+    place = torch.linspace(0, 1, bins, device=speech.device)
     # Low formants may move otherwise than high ones, as from throat to throat.
     bend = (place / 0.3).clamp(max=1)
     source = (place * (low * (1 - bend) + (0.5 * low + 0.5 * high) * bend) * (bins - 1)).clamp(0, bins - 1)
     left = source.long().clamp(max=bins - 2)
-    part = (source - left)[:, None]
-    spread = left[:, None].expand(-1, smooth.shape[1], -1)
-    moved = smooth.gather(2, spread) * (1 - part) + smooth.gather(2, spread + 1) * part
+    part = source - left
+    moved = smooth.gather(2, left) * (1 - part) + smooth.gather(2, left + 1) * part
     middle = moved.mean(2, keepdim=True)
     sharp = torch.exp(changed * _uniform(rows, -0.35, 0.25, speech))[..., None]
-    gain = (middle + sharp * (moved - middle) - smooth).clamp(-3, 3)
+    uneven = 0.2 * pieces() + 0.5 * pieces() * (place - 0.3)
+    gain = (middle + sharp * (moved - middle) + uneven - smooth).clamp(-3, 3)
     columns = columns * gain.exp()
     out = torch.istft(columns.transpose(1, 2), SIZE, HOP, window=window, length=length)
     again = int(0.35 * strength * rows + float(torch.rand(1)))  # which rows they are makes no difference
@@ -95,6 +100,21 @@ def strange_voices(speech: Tensor, strength: float) -> Tensor:
             [_another_larynx(smooth[:again] + gain[:again], power[:again], smooth[:again], length), out[again:]]
         )
     return out
+
+
+def _pieces(rows: int, columns: int, share: float, like: Tensor) -> Callable[[], Tensor]:
+    """Draws (rows, columns, 1) numbers, each time others, that stay the same for a tenth of a second or so.
+
+    Only a share of the rows has any, as diphones from several places have; all others get zeros.
+    """
+    joint = torch.rand(rows, columns, device=like.device) < 0.1 * 2 ** _uniform(rows, -1, 1, like)
+    which = torch.cumsum(joint, 1)
+    joined = _chance(rows, share, like)
+
+    def draw() -> Tensor:
+        return (joined * torch.randn(rows, columns + 1, device=like.device).gather(1, which))[..., None]
+
+    return draw
 
 
 def _another_larynx(shape: Tensor, power: Tensor, smooth: Tensor, length: int) -> Tensor:

@@ -1,7 +1,7 @@
-"""Carries a checkpoint of the first tier over to both: `python -m training.grow OLD NEW`.
+"""Carries a checkpoint over to the model as it is now: `python -m training.grow OLD NEW`.
 
-Rows of a word go where that word is now, those of new words begin small, what only helps in training begins anew, and
-the codebooks are to be placed again.
+Rows of a word go where that word is now, those of new words begin small, layers that the old model lacks begin by
+passing on what they are given, and the codebooks are to be placed again.
 """
 
 import argparse
@@ -12,11 +12,13 @@ import torch
 from training import targets
 from training.model import TrainingModel
 from training.train import halved
-from training.vocabulary import FIRST_TIER
+from training.vocabulary import FIRST_TIER, WORDS
 
 SPECIAL = 4
 BY_TOKEN = {"lm.text_emb.weight": True, "lm.text_linear.weight": False}
 """Tables with a row a token, and whether the start token's row follows them."""
+LAST = ("self_attn.out_proj.weight", "gating.linear_out.weight", "linear2.weight")
+"""What a layer adds to its input is a product with these."""
 
 
 def grow(old: dict[str, torch.Tensor], before: list[str]) -> dict[str, torch.Tensor]:
@@ -31,6 +33,8 @@ def grow(old: dict[str, torch.Tensor], before: list[str]) -> dict[str, torch.Ten
                 value[-1] = old[name][-1]
         elif name in old and old[name].shape == value.shape:
             new[name] = old[name].to(value.dtype)
+        elif name not in old and name.endswith(LAST):
+            value.zero_()
     return new
 
 
@@ -40,7 +44,9 @@ def main() -> None:
     parser.add_argument("new", type=Path)
     args = parser.parse_args()
     saved = torch.load(args.old, map_location="cpu", weights_only=True)
-    weights = grow(saved["model"], sorted(FIRST_TIER))
+    rows = len(saved["model"]["lm.text_linear.weight"])
+    before = next(words for words in (FIRST_TIER, WORDS) if len(words) + SPECIAL == rows)
+    weights = grow(saved["model"], sorted(before))
     torch.save({"model": halved(weights), "quantized": False, "step": 0}, args.new)
 
 

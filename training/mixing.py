@@ -17,13 +17,14 @@ FRAME = 1920
 MAX_SEGMENTS = 24
 # Sampling weight of each engine; rare voices count for more than their share of hours.
 ENGINE_WEIGHT = {
-    "espeak": 0.2,
-    "flite": 0.1,
-    "festival": 0.1,
-    "rhvoice": 0.14,
+    "espeak": 0.16,
+    "flite": 0.08,
+    "festival": 0.08,
+    "rhvoice": 0.13,
     "piper": 0.07,
-    "hibari": 0.06,
-    "kokoro": 0.3,
+    "hibari": 0.07,
+    "kokoro": 0.28,
+    "joined": 0.1,
     "music": 0.03,
 }
 

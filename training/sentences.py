@@ -244,7 +244,7 @@ def _everyday_salad(rng: random.Random) -> list[str]:
 
 def _strange_word(rng: random.Random) -> str:
     """A word that nothing may come of."""
-    lists = [words for words in (OUTSIDE_TRAINING, OUTSIDE_TRAINING, OUTSIDE_NEAR, OUTSIDE_RARE) if words]
+    lists = [words for words in (OUTSIDE_TRAINING, OUTSIDE_NEAR, OUTSIDE_RARE, OUTSIDE_RARE) if words]
     return rng.choice(rng.choice(lists))
 
 

@@ -44,10 +44,10 @@ def _kokoro(assets: Path) -> Speak:
     engine = Kokoro(assets / "kokoro.onnx", assets / "kokoro_vocab.json", assets / "kokoro_voices", device)
 
     def speak(text: str, rng: random.Random, split: Split) -> tuple[str, Speech]:
-        voice = voices.pick_kokoro(rng, split.held_out)
+        voice = voices.pick_kokoro(rng, split.held_out, 0.0 if split.evaluation else 0.25)
         if split.evaluation:
             return voice, engine.say(text, voice, rng.uniform(0.8, 1.35), rng)
-        british = voice.startswith("b") or rng.random() < 0.3
+        british = voice.startswith("b") or rng.random() < 0.4
         return voice, engine.say(text, voice, rng.uniform(0.75, 1.4), rng, british=british, accent=accents.draw(rng))
 
     return speak
@@ -62,7 +62,7 @@ def _piper(assets: Path) -> Speak:
         speed, noise = rng.uniform(0.8, 1.4), rng.uniform(0.4, 0.9)
         if split.evaluation:
             return "joe", engine.say(text, speed, noise, rng)
-        return "joe", engine.say(text, speed, noise, rng, british=rng.random() < 0.3, accent=accents.draw(rng))
+        return "joe", engine.say(text, speed, noise, rng, british=rng.random() < 0.5, accent=accents.draw(rng))
 
     return speak
 
@@ -80,7 +80,7 @@ def _hibari(assets: Path) -> Speak:
             text,
             rng.uniform(0.75, 1.4),
             rng,
-            british=rng.random() < 0.4,
+            british=rng.random() < 0.5,
             accent=accents.draw(rng),
             pitch=2 ** rng.uniform(-1.1, 0.4),
             lively=rng.choice([0.0, 1.0, rng.random()]),
@@ -112,6 +112,20 @@ def _mbrola(assets: Path) -> Speak:
     def speak(text: str, rng: random.Random, split: Split) -> tuple[str, Speech]:
         voice = rng.choice(voices.MBROLA)
         return voice, engine.say(text, voice, rate=rng.randint(125, 200), pitch=rng.randint(40, 60), span=50)
+
+    return speak
+
+
+def _joined(assets: Path) -> Speak:
+    from training.synth.joined import Joined
+    from training.synth.neural import pronounce
+
+    engine = Joined(assets / "donors")
+
+    def speak(text: str, rng: random.Random, split: Split) -> tuple[str, Speech]:
+        voice = rng.choice(list(engine.donors))
+        ways = [way for way, _ in pronounce(text, voice.startswith(("bf_", "bm_")), rng)]
+        return voice, engine.say(text, voice, ways, rng.uniform(0.7, 1.35), 2 ** rng.uniform(6.4, 7.9), rng)
 
     return speak
 
@@ -182,6 +196,7 @@ ENGINES: dict[str, Callable[[Path], Speak]] = {
     "mbrola": _mbrola,
     "flite": _flite,
     "rhvoice": _rhvoice,
+    "joined": _joined,
     "festival": _festival,
     "piper": _piper,
     "hibari": _hibari,

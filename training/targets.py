@@ -16,8 +16,9 @@ FRAME_RATE = 12.5
 DELAY = 6
 BOUNDARY, UNKNOWN, PAD = 0, 1, 3
 """`UNKNOWN` is the tokenizer's begin of text, which decodes to nothing: a word outside the vocabulary."""
-TOKENS = {word: 4 + i for i, word in enumerate(sorted(WORDS))}
-VOCABULARY = 4 + len(WORDS)
+FIRST_WORD = 4
+TOKENS = {word: FIRST_WORD + i for i, word in enumerate(sorted(WORDS))}
+VOCABULARY = FIRST_WORD + len(WORDS)
 PAUSES = (0.5, 1.0, 2.0, 3.0)
 
 _STRESS = str.maketrans("", "", "ˈˌː")

@@ -54,18 +54,25 @@ class Settings:
 
 
 def drop_text(text: Tensor, start_token: int) -> Tensor:
-    """The text the LM is fed: the targets one step late, some of them hidden or wrong so that it must listen."""
+    """The text the LM is fed: the targets one step late, some words hidden or wrong so that it must listen.
+
+    A hidden word becomes a strange one, for that it was written stays to be seen: were it silence, the model would
+    not know whether what is missing is still to come, and close words that it has yet to write.
+    """
     fed = torch.cat([torch.full_like(text[:, :1], start_token), text[:, :-1]], dim=1)
+    chance = lambda p: torch.rand(fed.shape, device=fed.device) < p  # noqa: E731
     rows = torch.rand(len(text), 1, device=text.device)
-    share = torch.where(rows < 0.3, 0.0, torch.where(rows < 0.9, 0.2, 0.5))
-    dropped = torch.rand(fed.shape, device=fed.device) < share
-    dropped[:, 0] = False
-    fed = torch.where(dropped, torch.full_like(fed, targets.PAD), fed)
-    wrong = torch.rand(fed.shape, device=fed.device) < 0.01
-    wrong[:, 0] = False
-    other = torch.randint(4, targets.VOCABULARY, fed.shape, device=fed.device)
-    other = torch.where(torch.rand(fed.shape, device=fed.device) < 0.3, torch.zeros_like(other), other)
-    return torch.where(wrong, other, fed)
+    hidden = chance(torch.where(rows < 0.3, 0.0, torch.where(rows < 0.9, 0.2, 0.5)))
+    word = (fed >= targets.FIRST_WORD) & (fed != start_token)
+    fed = torch.where(word & hidden, torch.full_like(fed, targets.UNKNOWN), fed)
+    other = torch.randint(targets.FIRST_WORD, targets.VOCABULARY, fed.shape, device=fed.device)
+    fed = torch.where(word & chance(0.015), other, fed)
+    # As it errs itself now and then: a word or a border too few, a border too many.
+    lost = (word | (fed == targets.UNKNOWN) | (fed == targets.BOUNDARY)) & chance(0.01)
+    fed = torch.where(lost, torch.full_like(fed, targets.PAD), fed)
+    extra = (fed == targets.PAD) & chance(0.003)
+    extra[:, 0] = False
+    return torch.where(extra, torch.full_like(fed, targets.BOUNDARY), fed)
 
 
 def losses(out: Outputs, batch: dict[str, Tensor], mels: Tensor) -> dict[str, Tensor]:

@@ -61,6 +61,7 @@ ENGINES = {
     "festival": Engine("BSD-like (CMU, Edinburgh)", True, "diphones and HTS; ked held out"),
     "rhvoice": Engine("LGPL-2.1-or-later", True, "statistical, voices of four people"),
     "hibari": Engine("Apache-2.0", True, "a small student of Kokoro's heart, its pitch set here"),
+    "joined": Engine("as the donors'", True, "diphones cut from Kokoro, hibari, Piper and RHVoice"),
     "music": Engine("as each recording's", True, "nobody speaks"),
     "piper": Engine("voice joe: CC0; inference: onnxruntime", True, "VITS, one voice"),
     "kokoro": Engine("Apache-2.0", True, "StyleTTS 2, 54 voices and blends of them; 6 held out"),
@@ -78,12 +79,15 @@ def pick_espeak(rng: random.Random, held_out: bool) -> str:
     return f"{rng.choice(ESPEAK_ACCENTS)}+{rng.choice(variants)}"
 
 
-def pick_kokoro(rng: random.Random, held_out: bool) -> str:
-    """A Kokoro voice, or for training also a blend of two."""
+def pick_kokoro(rng: random.Random, held_out: bool, british: float = 0.0) -> str:
+    """A Kokoro voice, or for training also a blend of two; ``british`` is a share for which the first is a Briton."""
     if held_out:
         return rng.choice(HELD_OUT["kokoro"])
     english = [v for v in KOKORO_ENGLISH if v not in HELD_OUT["kokoro"]]
-    first = rng.choice(english) if rng.random() < 0.7 else rng.choice(KOKORO_FOREIGN)
+    if british and rng.random() < british:
+        first = rng.choice([v for v in english if v.startswith("b")])
+    else:
+        first = rng.choice(english) if rng.random() < 0.7 else rng.choice(KOKORO_FOREIGN)
     if rng.random() < 0.5:
         return first
     second = rng.choice(english if first in KOKORO_FOREIGN else english + KOKORO_FOREIGN)

@@ -4,7 +4,7 @@ import random
 import re
 
 from training.accents import Accent
-from training.synth.neural import _pronounce, _tokens, letters
+from training.synth.neural import _tokens, letters, pronounce
 
 
 def test_words_are_found_again_among_spaces_and_pauses():
@@ -20,5 +20,5 @@ def test_one_letter_a_diphthong():
 def test_an_accent_is_heard_in_every_word_and_pauses_stay():
     accent = Accent(random.Random(0), 0)
     accent.rules = [(re.compile("n"), "m")]
-    said = _pronounce("seven, nine two", False, random.Random(1), accent)
+    said = pronounce("seven, nine two", False, random.Random(1), accent)
     assert said == [("sˈɛvəm", True), ("mˈaɪm", False), ("tˈu", False)]

@@ -33,9 +33,7 @@ def _on_gpu(path: Path, durations: str, device: str) -> Any:
     return Graph(path, ["audio", durations], device)
 
 
-def _pronounce(
-    sentence: str, british: bool, rng: random.Random, accent: Accent | None = None
-) -> list[tuple[str, bool]]:
+def pronounce(sentence: str, british: bool, rng: random.Random, accent: Accent | None = None) -> list[tuple[str, bool]]:
     """Each word's phonemes, and whether a pause follows."""
     lexicon = LEXICON_GB if british else LEXICON_US
     said = [(w.rstrip(","), w.endswith(",")) for w in sentence.split()]
@@ -104,7 +102,7 @@ class Kokoro:
     ) -> Speech:
         """`british` pronunciations are those of British voices, unless it is said."""
         here = voice.startswith("b") if british is None else british
-        text, ranges = _tokens(_pronounce(sentence, here, rng, accent))
+        text, ranges = _tokens(pronounce(sentence, here, rng, accent))
         text += rng.choice([".", ".", "!", "?", ","])
         ids = [0, *(self.vocab[p] for p in text), 0]
         style = self.style(voice)[min(len(ids) - 2, 509)]
@@ -142,7 +140,7 @@ class Hibari:
         lively: float,
     ) -> Speech:
         """`pitch` as a multiple of the voice's own, `lively` from 0, a monotone, to 1."""
-        text, ranges = _tokens(_pronounce(sentence, british, rng, accent))
+        text, ranges = _tokens(pronounce(sentence, british, rng, accent))
         text += rng.choice([".", ".", "!", "?", ","])
         ids = [0, *(self.vocab[p] for p in text), 0]
         feeds = {"ids": np.array([ids], np.int64), "speed": np.array([speed], np.float32)}
@@ -186,7 +184,7 @@ class Piper:
         def push(symbol: str) -> None:
             ids.extend([*self.ids[symbol], *self.ids["_"]])
 
-        for phonemes, pause in _pronounce(sentence, british, rng, accent):
+        for phonemes, pause in pronounce(sentence, british, rng, accent):
             if ranges:
                 push(" ")
             first = len(ids)

@@ -1,0 +1,92 @@
+"""Diphones are cut where the phones are said to be, and joined as long and as high as is asked for."""
+
+import json
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from training.donors import covering, pairs
+from training.synth.joined import Donor, Joined, phones
+from training.synth.speech import SAMPLE_RATE
+
+# One "word" of three phones, each a buzz with a resonance of its own, Hz.
+RESONANCES = {"m": 400, "ɑ": 1200, "s": 3000}
+EACH = 0.3
+
+
+def resonant(samples: np.ndarray) -> float:
+    """The frequency around which the power lies."""
+    power = np.square(np.abs(np.fft.rfft(samples * np.hanning(len(samples)))))
+    return float((power * np.fft.rfftfreq(len(samples), 1 / SAMPLE_RATE)).sum() / power.sum())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    t = np.arange(int(0.05 * SAMPLE_RATE)) / SAMPLE_RATE
+    pulses = np.zeros(int(EACH * SAMPLE_RATE))
+    pulses[:: SAMPLE_RATE // 120] = 1
+    rings = [np.exp(-t * 300) * np.sin(2 * math.pi * f * t) for f in RESONANCES.values()]
+    samples = np.concatenate([np.convolve(pulses, ring)[: len(pulses)] for ring in rings])
+    (0.5 * samples / np.abs(samples).max() * 32767).astype("<i2").tofile(tmp_path / "buzz.pcm")
+    times = [[i * EACH, (i + 1) * EACH] for i in range(3)]
+    word = {"phones": list(RESONANCES), "times": times}
+    (tmp_path / "buzz.align").write_text(json.dumps({"offset": 0, "words": [word]}) + "\n")
+    return tmp_path
+
+
+def test_a_pronunciation_comes_apart_into_phones_and_stress():
+    assert phones("tʃˈɑːtəɹˌaɪz") == [
+        ("tʃ", False), ("ɑː", True), ("t", False), ("ə", False), ("ɹ", False), ("aɪ", True), ("z", False)
+    ]  # fmt: skip
+    assert phones("ˈstɹiːt")[:4] == [("s", True), ("t", True), ("ɹ", True), ("iː", True)]
+
+
+def test_halves_are_found_beside_their_neighbour_or_else_beside_any(folder: Path):
+    donor = Donor(folder / "buzz")
+    rng = random.Random(0)
+    assert donor.half(("m", "ɑ"), True, rng) == pytest.approx((0.3, 0.45)), "the first half of what comes after"
+    assert donor.half(("m", "ɑ"), False, rng) == pytest.approx((0.15, 0.3)), "the second half of what comes before"
+    assert donor.half(("s", "ɑ"), True, rng) == pytest.approx((0.3, 0.45)), "never said, so that of another neighbour"
+    assert donor.half(("s", "k"), True, rng) is None
+
+
+def test_words_are_joined_where_they_are_said_to_be(folder: Path):
+    said = Joined(folder).say("alpha, bravo", "buzz", ["sɑm", "mɑs"], 1.5, 150.0, random.Random(0))
+    assert [w.text for w in said.words] == ["alpha", "bravo"]
+    first, second = said.words
+    assert 0.05 < first.start < first.end < second.start < second.end < len(said.samples) / SAMPLE_RATE
+    assert second.start - first.end > 0.09, "the comma is a pause"
+    quiet = said.samples[int((first.end + 0.04) * SAMPLE_RATE) : int((second.start - 0.04) * SAMPLE_RATE)]
+    assert np.abs(quiet).max() < 0.01 * np.abs(said.samples).max()
+    for word, ends in ((first, ("s", "m")), (second, ("m", "s"))):
+        for phone, middle in zip(ends, (word.start + 0.06, word.end - 0.06), strict=True):
+            piece = said.samples[int((middle - 0.02) * SAMPLE_RATE) : int((middle + 0.02) * SAMPLE_RATE)]
+            assert resonant(piece) == pytest.approx(RESONANCES[phone], rel=0.35), (word.text, phone)
+
+
+def test_pace_and_pitch_are_those_asked_for(folder: Path):
+    joined = Joined(folder)
+    quick, slow = (joined.say("alpha", "buzz", ["mɑm"], pace, 100.0, random.Random(3)) for pace in (0.7, 1.4))
+    assert slow.words[0].end - slow.words[0].start == pytest.approx(
+        2 * (quick.words[0].end - quick.words[0].start), 0.1
+    )
+    monotone = joined.say("alpha", "buzz", ["mɑːɑmɑ".replace("ː", "")], 3.0, 200.0, random.Random(4))
+    voiced = monotone.samples[int((monotone.words[0].start + 0.1) * SAMPLE_RATE) :][: SAMPLE_RATE // 4]
+    found = np.correlate(voiced, voiced, "full")[len(voiced) :]
+    lags = slice(SAMPLE_RATE // 300, SAMPLE_RATE // 120)
+    pitch = SAMPLE_RATE / (lags.start + 1 + int(np.argmax(found[lags])))
+    assert 150 < pitch < 215, "it glides down from 200 by a quarter of an octave at most"
+
+
+def test_a_phone_that_nobody_said_is_an_error(folder: Path):
+    with pytest.raises(ValueError, match="never says k"):
+        Joined(folder).say("alpha", "buzz", ["kɑ"], 1.0, 100.0, random.Random(0))
+
+
+def test_the_words_a_donor_says_hold_every_common_pair():
+    spoken = {f"w{a}{b}{i}": [a, b] for a in "ptkmn" for b in "aeiou" for i in range(3)}
+    chosen = covering(spoken, ["wpa0"], random.Random(1))
+    assert {p for w in chosen for p in pairs(spoken[w])} == {p for said in spoken.values() for p in pairs(said)}
+    assert len(chosen) == len(set(chosen)) == 25, "each pair once"

@@ -1,0 +1,154 @@
+"""Diphones: pieces from the middle of one phone to the middle of the next, cut from aligned speech and joined anew.
+
+A donor is a file of speech and where its phones are (`training.donors` writes both). Between its pieces nothing is
+smoothed, as in the diphone engines of old; how long a phone is, and its pitch, come from rules with some chance in them.
+"""
+
+import json
+import random
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from training import vocoder
+from training.synth.speech import SAMPLE_RATE, Speech, merge_words
+
+SIZE, HOP = 768, 120
+"""Samples of a column, and from one to the next: 5 ms."""
+COLUMNS = SAMPLE_RATE / HOP
+SILENCE = "#"
+LONG = {"iː", "uː", "ɑː", "ɔː", "ɜː", "eɪ", "aɪ", "ɔɪ", "oʊ", "əʊ", "aʊ", "ɜɹ", "ɪə", "eə", "ʊə"}
+DOUBLE = sorted(LONG | {"tʃ", "dʒ"})
+SHORT = set("iuaæɛeɪɑɒɔʊʌo")
+# Seconds a phone takes at an easy pace.
+SECONDS = (
+    dict.fromkeys(LONG, 0.14)
+    | dict.fromkeys(SHORT, 0.1)
+    | {"ə": 0.055, "ɜ": 0.1, "tʃ": 0.12, "dʒ": 0.1, "ɾ": 0.035, "h": 0.06, "ð": 0.05, "v": 0.06, "l": 0.06, "ɹ": 0.06}
+    | dict.fromkeys("ptkbdɡ", 0.08)
+    | dict.fromkeys("sʃfθ", 0.1)
+    | dict.fromkeys("zʒ", 0.075)
+    | dict.fromkeys("mnŋ", 0.065)
+    | dict.fromkeys("wj", 0.06)
+)
+
+
+def phones(way: str) -> list[tuple[str, bool]]:
+    """A pronunciation's phones, and whether each follows a stress mark."""
+    found: list[tuple[str, bool]] = []
+    at, stressed = 0, False
+    while at < len(way):
+        if way[at] in "ˈˌ":
+            stressed = True
+            at += 1
+            continue
+        phone = next((p for p in DOUBLE if way.startswith(p, at)), way[at])
+        at += len(phone)
+        if phone != "ː":
+            found.append((phone, stressed))
+            stressed = stressed and phone not in LONG | SHORT
+    return found
+
+
+class Donor:
+    """The columns of a donor's speech, and every half phone in them by its neighbour."""
+
+    def __init__(self, stem: Path) -> None:
+        samples = torch.from_numpy(np.fromfile(stem.with_suffix(".pcm"), "<i2").astype(np.float32) / 32768)
+        window = torch.hann_window(SIZE)
+        blocks = [samples[i : i + 60 * SAMPLE_RATE] for i in range(0, len(samples), 60 * SAMPLE_RATE)]
+        parts = []
+        for block in blocks:
+            columns = torch.stft(block, SIZE, HOP, window=window, return_complex=True, pad_mode="constant")
+            power = columns.abs().square().t()[None]
+            cepstra = vocoder.cepstrum(vocoder.log_magnitude(power), SIZE)
+            voiced = vocoder.voicing(power, vocoder.envelope(cepstra, SIZE), window)
+            keep = len(block) // HOP
+            parts.append((cepstra[0, :keep], voiced[0, :keep], power.mean(-1)[0, :keep]))
+        self.cepstra, self.voiced, self.power = (torch.cat(part) for part in zip(*parts, strict=True))
+        self.firsts: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+        self.lasts: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+        for line in stem.with_suffix(".align").read_text().splitlines():
+            row = json.loads(line)
+            start = row["offset"] / SAMPLE_RATE
+            for word in row["words"]:
+                said = [SILENCE, *word["phones"], SILENCE]
+                for i, (a, b) in enumerate(word["times"], 1):
+                    middle = start + (a + b) / 2
+                    # The first half of a phone by what comes before it, the second by what comes after.
+                    self.firsts[said[i - 1], said[i]].append((start + a, middle))
+                    self.lasts[said[i], said[i + 1]].append((middle, start + b))
+        for halves, place in ((self.firsts, 1), (self.lasts, 0)):
+            for pair, found in list(halves.items()):
+                halves["", pair[place]].extend(found)
+
+    def half(self, pair: tuple[str, str], first: bool, rng: random.Random) -> tuple[float, float] | None:
+        """Where a half phone is, in seconds, beside that neighbour or else beside any."""
+        halves = self.firsts if first else self.lasts
+        found = halves.get(pair) or halves.get(("", pair[1] if first else pair[0]))
+        return rng.choice(found) if found else None
+
+
+class Joined:
+    """All donors of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.donors = {path.stem: Donor(path.with_suffix("")) for path in sorted(folder.glob("*.align"))}
+        self.window = torch.hann_window(SIZE)
+
+    def say(self, sentence: str, voice: str, ways: list[str], pace: float, pitch: float, rng: random.Random) -> Speech:
+        """``ways``: each word's pronunciation; ``pace`` 1 is easy, 0.7 quick; ``pitch`` in Hz."""
+        donor = self.donors[voice]
+        words = sentence.split()
+        said: list[tuple[str, bool, int]] = [(SILENCE, False, -1)]
+        for i, (word, way) in enumerate(zip(words, ways, strict=True)):
+            said += [(p, stressed, i) for p, stressed in phones(way)]
+            if word.endswith(",") or i + 1 == len(words):
+                said.append((SILENCE, False, -1))
+        places: list[float] = []
+        loud: list[float] = []
+        spans: dict[int, tuple[float, float]] = {}
+        accents: list[tuple[float, float]] = []
+        lively = rng.choice([0.0, 0.15, 0.3]) * rng.random()
+        for k, (phone, stressed, word) in enumerate(said):
+            begin = len(places) / COLUMNS
+            if word < 0:
+                count = int(rng.uniform(0.1, 0.35) * COLUMNS)
+                places += [0.0] * count
+                loud += [0.0] * count
+                continue
+            last = said[k + 1][0] == SILENCE
+            seconds = SECONDS.get(phone, 0.08) * pace * rng.uniform(0.85, 1.2) * (1.15 if stressed else 1.0)
+            if last or (said[k + 2][0] == SILENCE and phone in LONG | SHORT):
+                seconds *= 1.35
+            count = max(4, round(seconds * COLUMNS))
+            halves = [donor.half((said[k - 1][0], phone), True, rng), donor.half((phone, said[k + 1][0]), False, rng)]
+            for half, columns in zip(halves, (count // 2, count - count // 2), strict=True):
+                if half is None:
+                    raise ValueError(f"{voice} never says {phone}")
+                places += list(np.linspace(half[0], half[1], columns, endpoint=False) * COLUMNS)
+                loud += [1.0] * columns
+            if stressed and phone in LONG | SHORT:
+                accents.append((begin, rng.uniform(0.5, 1) * lively))
+            spans[word] = (spans[word][0] if word in spans else begin, len(places) / COLUMNS)
+        at = torch.tensor(places).round().long().clamp(max=len(donor.power) - 1)
+        level = torch.tensor(loud)
+        length = len(places) * HOP
+        t = torch.arange(length) / SAMPLE_RATE
+        contour = torch.full((length,), float(np.log2(pitch))) - rng.uniform(0, 0.25) * t / t[-1]
+        for when, rise in accents:
+            contour += rise * torch.exp(-(((t - when - 0.05) / 0.12) ** 2))
+        columns = length // HOP + 1
+        at, level = torch.cat([at, at[-1:]])[:columns], torch.cat([level, level[-1:]])[:columns]
+        samples = vocoder.speak(
+            donor.cepstra[at][None],
+            donor.voiced[at][None],
+            (donor.power[at] * level)[None],
+            (2**contour)[None],
+            torch.tensor([[rng.uniform(2500, 8000)]]),
+            self.window,
+            HOP,
+        )[0]
+        return Speech(samples.numpy().astype(np.float32), merge_words(sentence, [spans[i] for i in range(len(words))]))
