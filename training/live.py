@@ -10,7 +10,7 @@ from torch import Tensor
 
 from training.mixing import Located
 from training.shard import Utterance
-from training.synth.speech import SpokenWord
+from training.synth.speech import SAMPLE_RATE, SpokenWord
 
 
 class Reader:
@@ -64,17 +64,25 @@ class Growing:
         """Take in all that is whole by now; more than there is room for is left out."""
         found: list[str] = []
         for index in sorted(self.folder.glob("*.jsonl")):
-            reader = self.readers.setdefault(index, Reader(index))
-            for line in reader.lines():
-                item = parse(line)
-                samples = item.utterance.samples
-                pcm = np.fromfile(index.with_suffix(".pcm"), "<i2", samples, offset=2 * item.utterance.offset)
-                if len(pcm) < samples or self.used + samples > len(self.audio):
-                    continue
-                self.audio[self.used : self.used + samples] = torch.from_numpy(pcm).to(self.audio.device)
-                found.append(json.dumps(json.loads(line) | {"start": self.used}) + "\n")
-                self.used += samples
-                self.seconds += samples / 24000
+            audio = index.with_suffix(".pcm")
+            if not audio.exists():
+                continue
+            lines = list(self.readers.setdefault(index, Reader(index)).lines())
+            rows = [json.loads(line) for line in lines]
+            if not rows:
+                continue
+            # One read and one copy for all that is new: utterances lie one behind the other.
+            first = rows[0]["offset"]
+            wanted = rows[-1]["offset"] + rows[-1]["samples"] - first
+            pcm = np.fromfile(audio, "<i2", wanted, offset=2 * first)[: len(self.audio) - self.used]
+            self.audio[self.used : self.used + len(pcm)] = torch.from_numpy(pcm).to(self.audio.device)
+            for row in rows:
+                at = row["offset"] - first
+                if at + row["samples"] > len(pcm):
+                    break
+                found.append(json.dumps(row | {"start": self.used + at}) + "\n")
+                self.seconds += row["samples"] / SAMPLE_RATE
+            self.used += len(pcm)
         # Only now: a loader that reads of an utterance finds its audio there.
         if found:
             if self.audio.is_cuda:

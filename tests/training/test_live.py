@@ -55,3 +55,20 @@ def test_there_is_room_for_no_more_than_there_is_room_for(tmp_path):
     writer.close()
     growing.poll()
     assert [item.start for item in listing()] == [0]
+
+
+def test_an_index_before_its_audio_waits_for_it(tmp_path):
+    audio = torch.zeros(2 * SAMPLE_RATE, dtype=torch.int16)
+    listing = Listing(tmp_path / "listing.jsonl")
+    growing = Growing(tmp_path / "live", listing.path, audio, used=0)
+    writer = ShardWriter(tmp_path / "live/train-flite-1")
+    writer.add("flite", "slt", "one two", utterance(0))
+    writer.close()
+    there, elsewhere = tmp_path / "live/train-flite-1.pcm", tmp_path / "audio"
+    there.rename(elsewhere)
+    growing.poll()
+    assert listing() == []
+    elsewhere.rename(there)
+    growing.poll()
+    assert [item.start for item in listing()] == [0]
+    assert growing.seconds == 1

@@ -1,7 +1,7 @@
 """Diphones: pieces from the middle of one phone to the middle of the next, cut from aligned speech and joined anew.
 
 A donor is a file of speech and where its phones are (`training.donors` writes both). Between its pieces nothing is
-smoothed, as in the diphone engines of old; how long a phone is, and its pitch, come from rules with some chance in them.
+smoothed, as in the diphone engines of old; how long a phone is, and its pitch, from rules with some chance in them.
 """
 
 import json
