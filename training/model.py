@@ -19,14 +19,18 @@ MELS = 40
 MEL_HOPS = 4  # mel columns regressed a frame
 
 
-def mimi_spec() -> MimiSpec:
-    """The tiny encoder: SEANet of 16 filters, one transformer layer of 2 s, 8 codebooks of 512."""
+ENCODER_LAYERS, LAYERS = 1, 4
+"""Transformer layers of the encoder and of the LM."""
+
+
+def mimi_spec(layers: int = ENCODER_LAYERS) -> MimiSpec:
+    """The tiny encoder: SEANet of 16 filters, transformer layers of 2 s, 8 codebooks of 512."""
     return MimiSpec(
         seanet=SeanetSpec(dimension=WIDTH, filters=16),
         transformer=TransformerSpec(
             d_model=WIDTH,
             num_heads=4,
-            num_layers=1,
+            num_layers=layers,
             dim_feedforward=3 * WIDTH,
             context=50,
             norm="layer_norm",
@@ -37,15 +41,15 @@ def mimi_spec() -> MimiSpec:
     )
 
 
-def lm_spec() -> LmSpec:
-    """The tiny LM: 4 layers of width 192 that see 3.2 s each."""
+def lm_spec(layers: int = LAYERS) -> LmSpec:
+    """The tiny LM: layers of width 192 that see 3.2 s each."""
     return LmSpec(
         text_in_vocab_size=targets.VOCABULARY + 1,
         text_out_vocab_size=targets.VOCABULARY,
         audio_vocab_size=BINS + 1,
         audio_codebooks=CODEBOOKS,
         transformer=TransformerSpec(
-            d_model=WIDTH, num_heads=4, num_layers=4, dim_feedforward=4 * WIDTH, context=40, gating="silu"
+            d_model=WIDTH, num_heads=4, num_layers=layers, dim_feedforward=4 * WIDTH, context=40, gating="silu"
         ),
         extra_heads_num=len(targets.PAUSES),
         extra_heads_dim=2,
@@ -64,10 +68,10 @@ class Outputs:
 class TrainingModel(nn.Module):
     """Audio and text in, everything the loss looks at out."""
 
-    def __init__(self) -> None:
+    def __init__(self, encoder_layers: int = ENCODER_LAYERS, layers: int = LAYERS) -> None:
         super().__init__()
-        self.mimi = Mimi(mimi_spec())
-        self.lm = LmModel(lm_spec())
+        self.mimi = Mimi(mimi_spec(encoder_layers))
+        self.lm = LmModel(lm_spec(layers))
         self.quantizer = QuantizerTrainer(self.mimi.quantizer)
         self.semantic_map = nn.Linear(CODE_DIM, WIDTH)
         self.acoustic_map = nn.Linear(CODE_DIM, WIDTH, bias=False)

@@ -1,13 +1,15 @@
 """Makes a checkpoint to train on from what ships, the inverse of `export`: `python -m training.unfold NEW`.
 
 The embedding tables are linear in the centroids, so that least squares find the maps again. What only helps in training
-begins anew, and the codebooks are to be placed again.
+begins anew, and the codebooks are to be placed again. It has as many layers as what ships; `grow` gives it more.
 """
 
 import argparse
+import re
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 from moshi_server.model.weights import load_lm
 from moshi_server.model.weights_mimi import load_mimi
@@ -15,12 +17,21 @@ from training.model import TrainingModel, lm_spec
 from training.train import halved
 
 
+def layers_in(path: Path) -> int:
+    """How many transformer layers a language model's file holds."""
+    with safe_open(path, "pt") as file:
+        found = [re.search(r"transformer\.layers\.(\d+)\.", name) for name in file.keys()]  # noqa: SIM118
+    return 1 + max(int(match[1]) for match in found if match)
+
+
 @torch.no_grad()
 def unfold(demo: Path) -> TrainingModel:
-    model = TrainingModel()
     mimi = load_mimi(demo / "mimi.safetensors", decoder=False)
+    layers = layers_in(demo / "model.safetensors")
+    model = TrainingModel(mimi.spec.transformer.num_layers, layers)
     model.mimi.load_state_dict(mimi.state_dict())
-    model.lm.load_state_dict(load_lm(demo / "model.safetensors", lm_spec(), dtype=torch.float32).state_dict())
+    lm = load_lm(demo / "model.safetensors", lm_spec(layers), dtype=torch.float32)
+    model.lm.load_state_dict(lm.state_dict())
     tables = [table.weight.double() for table in model.lm.emb]
     quantizer = model.mimi.quantizer
     assert quantizer.acoustic is not None

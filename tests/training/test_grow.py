@@ -2,8 +2,8 @@
 
 import torch
 from training.grow import grow
-from training.model import TrainingModel
-from training.vocabulary import FIRST_TIER
+from training.model import LAYERS, TrainingModel
+from training.vocabulary import FIRST_TIER, WORDS
 
 from training import targets
 
@@ -23,3 +23,15 @@ def test_a_words_rows_move_to_where_the_word_is_now():
         assert torch.equal(new[name][:4], old[name][:4])
     assert torch.equal(new["lm.text_emb.weight"][-1], old["lm.text_emb.weight"][-1]), "the start token"
     assert torch.equal(new["semantic_map.weight"], old["semantic_map.weight"])
+
+
+def test_layers_that_are_new_change_nothing_yet():
+    torch.manual_seed(0)
+    old = TrainingModel(layers=LAYERS - 1).eval()
+    new = TrainingModel().eval()
+    new.load_state_dict(grow(old.state_dict(), sorted(WORDS)))
+    pcm, text = 0.1 * torch.randn(1, 1920 * 12), torch.randint(0, targets.VOCABULARY, (1, 12))
+    with torch.no_grad():
+        before, after = old(pcm, text), new(pcm, text)
+    assert torch.equal(before.logits, after.logits)
+    assert torch.equal(before.pauses, after.pauses)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 from training.export import export
-from training.model import TrainingModel
+from training.model import LAYERS, TrainingModel
 from training.train import halved
-from training.unfold import unfold
+from training.unfold import layers_in, unfold
 
 
 def test_export_and_back(tmp_path: Path) -> None:
@@ -21,6 +21,7 @@ def test_export_and_back(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint.pt"
     torch.save({"model": halved(model.state_dict()), "quantized": True, "step": 1}, checkpoint)
     export(checkpoint, tmp_path / "demo")
+    assert layers_in(tmp_path / "demo" / "model.safetensors") == LAYERS
     again = unfold(tmp_path / "demo").state_dict()
     forgotten = ("lm.emb", "phone_head", "mel_head", "counts", "sums")
     for name, value in model.state_dict().items():
