@@ -6,7 +6,6 @@ aligns them (columns of 10 ms). Words that are held out are not said.
 
 import argparse
 import json
-import os
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ import numpy as np
 from training import vocabulary
 from training.synth import neural
 from training.synth.joined import SILENCE, phones
-from training.synth.speech import SAMPLE_RATE, Speech
+from training.synth.speech import ASSETS, SAMPLE_RATE, Speech
 
 ARPABET = {
     "p": "P", "b": "B", "t": "T", "d": "D", "k": "K", "ɡ": "G", "f": "F", "v": "V", "θ": "TH", "ð": "DH", "s": "S",
@@ -99,22 +98,18 @@ class Aligner:
 
 
 def _speaker(engine: str, voice: str, british: bool, rng: random.Random) -> Callable[[str], Speech]:
-    assets = Path(os.environ.get("TRAINING_ASSETS", "training/work/assets"))
     if engine == "kokoro":
-        kokoro = neural.Kokoro(assets / "kokoro.onnx", assets / "kokoro_vocab.json", assets / "kokoro_voices")
+        kokoro = neural.Kokoro.of(ASSETS)
         return lambda text: kokoro.say(text, voice, 0.95, rng, british=british)
     if engine == "piper":
-        piper = neural.Piper(assets / "en_US-joe-medium.onnx")
+        piper = neural.Piper.of(ASSETS)
         return lambda text: piper.say(text, 0.95, 0.5, rng, british=british)
     if engine == "rhvoice":
         from training.synth.rhvoice import RHVoice
 
         rhvoice = RHVoice()
         return lambda text: rhvoice.say(text, voice, pitch=1.0)
-    import hibari as package
-
-    folder = Path(package.__file__).parent / "assets"
-    hibari = neural.Hibari(folder / "hibari.onnx", folder / "vocab.json")
+    hibari = neural.Hibari.installed()
     return lambda text: hibari.say(text, 0.95, rng, british=british, accent=None, pitch=1.0, lively=1.0)
 
 

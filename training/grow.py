@@ -45,7 +45,9 @@ def main() -> None:
     args = parser.parse_args()
     saved = torch.load(args.old, map_location="cpu", weights_only=True)
     rows = len(saved["model"]["lm.text_linear.weight"])
-    before = next(words for words in (FIRST_TIER, WORDS) if len(words) + SPECIAL == rows)
+    before = next((words for words in (FIRST_TIER, WORDS) if len(words) + SPECIAL == rows), None)
+    if before is None:
+        raise SystemExit(f"{args.old} has {rows} tokens, which is neither tier's vocabulary")
     weights = grow(saved["model"], sorted(before))
     torch.save({"model": halved(weights), "quantized": False, "step": 0}, args.new)
 

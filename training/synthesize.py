@@ -9,7 +9,7 @@ from pathlib import Path
 
 from training import accents, sentences, voices
 from training.shard import ShardWriter, tighten
-from training.synth.speech import Speech
+from training.synth.speech import ASSETS, Speech
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ def _kokoro(assets: Path) -> Speak:
     from training.synth.neural import Kokoro
 
     device = os.environ.get("TRAINING_DEVICE", "cpu")  # such as cuda:0
-    engine = Kokoro(assets / "kokoro.onnx", assets / "kokoro_vocab.json", assets / "kokoro_voices", device)
+    engine = Kokoro.of(assets, device)
 
     def speak(text: str, rng: random.Random, split: Split) -> tuple[str, Speech]:
         voice = voices.pick_kokoro(rng, split.held_out, 0.0 if split.evaluation else 0.25)
@@ -56,7 +56,7 @@ def _kokoro(assets: Path) -> Speak:
 def _piper(assets: Path) -> Speak:
     from training.synth.neural import Piper
 
-    engine = Piper(assets / "en_US-joe-medium.onnx")
+    engine = Piper.of(assets)
 
     def speak(text: str, rng: random.Random, split: Split) -> tuple[str, Speech]:
         speed, noise = rng.uniform(0.8, 1.4), rng.uniform(0.4, 0.9)
@@ -68,12 +68,9 @@ def _piper(assets: Path) -> Speak:
 
 
 def _hibari(assets: Path) -> Speak:
-    import hibari
-
     from training.synth.neural import Hibari
 
-    folder = Path(hibari.__file__).parent / "assets"
-    engine = Hibari(folder / "hibari.onnx", folder / "vocab.json")
+    engine = Hibari.installed()
 
     def speak(text: str, rng: random.Random, split: Split) -> tuple[str, Speech]:
         speech = engine.say(
@@ -214,7 +211,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10**9, help="or at this many utterances")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--assets", type=Path, default=Path(os.environ.get("TRAINING_ASSETS", "training/work/assets")))
+    parser.add_argument("--assets", type=Path, default=ASSETS)
     args = parser.parse_args()
     speak = ENGINES[args.engine](args.assets)
     split = SPLITS[args.split]

@@ -130,6 +130,7 @@ def _read(name: str) -> tuple[dict[str, str], dict[str, str]]:
 
 _AMERICAN, _BRITISH = _read("lexicon.tsv")  # the second tier and words outside
 COMMON = list(_AMERICAN)
+"""Words whose pronunciations every engine reads alike."""
 _MORE_AMERICAN, _MORE_BRITISH = _read("more_words.tsv")  # words outside, for training and choosing
 LEXICON_US = _MORE_AMERICAN | _AMERICAN | LEXICON_US
 LEXICON_GB = _MORE_BRITISH | _BRITISH | LEXICON_GB

@@ -84,6 +84,7 @@ def pick_kokoro(rng: random.Random, held_out: bool, british: float = 0.0) -> str
     if held_out:
         return rng.choice(HELD_OUT["kokoro"])
     english = [v for v in KOKORO_ENGLISH if v not in HELD_OUT["kokoro"]]
+    # Without a share nothing is drawn: evaluation sets stay as they were.
     if british and rng.random() < british:
         first = rng.choice([v for v in english if v.startswith("b")])
     else:

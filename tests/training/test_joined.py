@@ -72,7 +72,7 @@ def test_pace_and_pitch_are_those_asked_for(folder: Path):
     assert slow.words[0].end - slow.words[0].start == pytest.approx(
         2 * (quick.words[0].end - quick.words[0].start), 0.1
     )
-    monotone = joined.say("alpha", "buzz", ["mɑːɑmɑ".replace("ː", "")], 3.0, 200.0, random.Random(4))
+    monotone = joined.say("alpha", "buzz", ["mɑɑmɑ"], 3.0, 200.0, random.Random(4))
     voiced = monotone.samples[int((monotone.words[0].start + 0.1) * SAMPLE_RATE) :][: SAMPLE_RATE // 4]
     found = np.correlate(voiced, voiced, "full")[len(voiced) :]
     lags = slice(SAMPLE_RATE // 300, SAMPLE_RATE // 120)

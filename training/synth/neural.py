@@ -72,6 +72,10 @@ class Kokoro:
 
     FRAME = 600  # samples of output a duration unit
 
+    @classmethod
+    def of(cls, assets: Path, device: str = "cpu") -> "Kokoro":
+        return cls(assets / "kokoro.onnx", assets / "kokoro_vocab.json", assets / "kokoro_voices", device)
+
     def __init__(self, model: Path, vocab: Path, voices: Path, device: str = "cpu") -> None:
         durations = "/encoder/Clip_output_0"
         self.session = _session(model, durations, 1) if device == "cpu" else _on_gpu(model, durations, device)
@@ -121,6 +125,14 @@ class Kokoro:
 class Hibari:
     """hibari's one voice (Apache-2.0), a small student of Kokoro's af_heart that tells pitch and noise apart."""
 
+    @classmethod
+    def installed(cls) -> "Hibari":
+        """With the files that lie in the package."""
+        import hibari
+
+        folder = Path(hibari.__file__).parent / "assets"
+        return cls(folder / "hibari.onnx", folder / "vocab.json")
+
     def __init__(self, model: Path, vocab: Path, threads: int = 1) -> None:
         from hibari import dsp
 
@@ -161,6 +173,10 @@ class Piper:
     """A Piper VITS voice (`en_US-joe-medium`, CC0)."""
 
     HOP = 256
+
+    @classmethod
+    def of(cls, assets: Path) -> "Piper":
+        return cls(assets / "en_US-joe-medium.onnx")
 
     def __init__(self, model: Path, threads: int = 1) -> None:
         self.session = _session(model, "/Ceil_output_0", threads)

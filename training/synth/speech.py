@@ -1,10 +1,14 @@
 """The shape every synthesizer answers in: 24 kHz samples and the words with their times."""
 
 import dataclasses
+import os
+from pathlib import Path
 
 import numpy as np
 
 SAMPLE_RATE = 24_000
+ASSETS = Path(os.environ.get("TRAINING_ASSETS", "training/work/assets"))
+"""Where the engines' models and the donors lie."""
 
 
 @dataclasses.dataclass(frozen=True)
