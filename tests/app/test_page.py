@@ -75,11 +75,18 @@ def words(page: Any) -> str:
 
 
 def wait_for_words(page: Any, text: str, seconds: float = 60) -> None:
-    page.wait_for_function(
-        "text => [...document.querySelectorAll('#transcript .word')].map(word => word.innerText).join(' ') === text",
-        arg=text,
-        timeout=seconds * 1000,
-    )
+    try:
+        page.wait_for_function(
+            """text => {
+                const words = [...document.querySelectorAll('#transcript .word')];
+                return words.map((word) => word.innerText).join(' ') === text;
+            }""",
+            arg=text,
+            timeout=seconds * 1000,
+        )
+    except sync_api.TimeoutError:
+        assert words(page) == text  # says which words were there instead
+        raise
 
 
 def test_the_microphone_gives_the_right_words(page: Any) -> None:
@@ -95,6 +102,53 @@ def test_the_microphone_gives_the_right_words(page: Any) -> None:
     assert " to " in first
     assert float(first.split(" to ")[0]) > 0.5
     assert re.fullmatch(r"0:0\d\.\d", page.locator("#transcript time").first.inner_text())
+
+
+def test_the_microphone_through_the_audio_graph_where_tracks_cannot_be_read(page: Any) -> None:
+    page.evaluate("delete window.MediaStreamTrackProcessor")
+    frames = page.evaluate(
+        """async () => {
+            const { microphone } = await import("/audio.js");
+            const frames = [];
+            await new Promise((done) => {
+                const stop = microphone((frame) => {
+                    frames.push([frame.length, Math.max(...frame)]);
+                    if (frames.length === 45) stop.then((stop) => stop()).then(done);
+                });
+            });
+            return frames;
+        }"""
+    )
+    assert {length for length, _ in frames} == {1920}
+    assert max(peak for _, peak in frames[:8]) < 0.01  # the pause
+    assert max(peak for _, peak in frames) > 0.1
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 24000, 44100, 48000, 192000])
+def test_any_rate_becomes_24_khz_and_nothing_folds_over(page: Any, rate: int) -> None:
+    def heard(frequency: int) -> np.ndarray:
+        samples = page.evaluate(
+            """async ([rate, frequency]) => {
+                const { Framer } = await import("/resample.js");
+                const frames = [];
+                const framer = new Framer(rate, (frame) => frames.push(...frame));
+                const turn = (2 * Math.PI * frequency) / rate;
+                const tone = Float32Array.from({ length: rate }, (_, i) => Math.sin(turn * i));
+                for (let at = 0, size = 1; at < tone.length; at += size, size = (size * 7) % 997) {
+                    framer.push(tone.subarray(at, at + size));
+                }
+                return frames;
+            }""",
+            [rate, frequency],
+        )
+        return np.array(samples)
+
+    tone = heard(1000)
+    assert 23_000 < len(tone) <= 24_000
+    expected = np.sin(2 * np.pi * 1000 * np.arange(len(tone)) / 24_000)
+    assert np.abs(tone - expected)[200:].max() < 2e-3
+    if rate > 30_000:
+        assert np.abs(heard(14_000))[200:].max() < 2e-3
 
 
 @pytest.mark.parametrize("name", [path.name for path in samples()])
