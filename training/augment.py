@@ -170,6 +170,17 @@ def music(rows: int, length: int, like: Tensor) -> Tensor:
     return out / out.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6)
 
 
+def whole(rows: int, length: int, share: float, like: Tensor) -> Tensor:
+    """(rows, length) ones, and in a share of the rows zeros for 5 to 40 ms now and then, where a device or a network lost some."""
+    columns = -(-length // 60)
+    at = torch.arange(columns, device=like.device)
+    lost = torch.rand(rows, columns, device=like.device) < 0.002 * 2 ** _uniform(rows, -1, 1, like)
+    latest = torch.where(lost, at, -columns).cummax(1).values
+    gap = at - latest < 2 * 2 ** _uniform(rows, 0, 3, like)
+    gap &= _chance(rows, share, like).bool()
+    return 1 - gap.float().repeat_interleave(60, 1)[:, :length]
+
+
 def augment(clean: Tensor, strength: float) -> Tensor:
     """(B, L) clean speech -> the same made worse; `strength` 0 to 1 grows as training goes on."""
     rows, length = clean.shape
@@ -216,4 +227,4 @@ def augment(clean: Tensor, strength: float) -> Tensor:
     out = out * level / out.abs().amax(1, keepdim=True).clamp(min=1e-5)
     hot = _chance(rows, 0.08 * strength, clean)
     out = hot * (out * 4).clamp(-0.9, 0.9) + (1 - hot) * out
-    return out.clamp(-1, 1)
+    return (out * whole(rows, length, 0.12 * strength, clean)).clamp(-1, 1)

@@ -17,14 +17,14 @@ FRAME = 1920
 MAX_SEGMENTS = 24
 # Sampling weight of each engine; rare voices count for more than their share of hours.
 ENGINE_WEIGHT = {
-    "espeak": 0.16,
-    "flite": 0.08,
-    "festival": 0.08,
-    "rhvoice": 0.13,
-    "piper": 0.07,
-    "hibari": 0.07,
-    "kokoro": 0.28,
-    "joined": 0.1,
+    "espeak": 0.14,
+    "flite": 0.07,
+    "festival": 0.07,
+    "rhvoice": 0.11,
+    "piper": 0.06,
+    "hibari": 0.06,
+    "kokoro": 0.24,
+    "joined": 0.22,
     "music": 0.03,
 }
 

@@ -26,6 +26,19 @@ def test_silence_stays_silence_and_everything_else_finite():
     assert augment(_vowel(), 1.0).isfinite().all()
 
 
+def test_gaps_are_short_rare_and_only_in_a_share_of_the_rows():
+    torch.manual_seed(2)
+    kept = augment.whole(200, 24_001, 0.5, torch.zeros(1))
+    assert set(kept.unique().tolist()) == {0, 1}
+    gapped = (kept == 0).any(1)
+    assert 50 < gapped.sum() < 110
+    shares = (kept[gapped] == 0).float().mean(1)
+    assert shares.max() < 0.25
+    lengths = (kept[gapped][0] == 0).sum()
+    assert 24 * 5 <= lengths
+    assert augment.whole(200, 24_000, 0.0, torch.zeros(1)).all()
+
+
 def test_a_process_alone_shares_nothing(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     ranks = Ranks()
