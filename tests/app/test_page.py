@@ -104,6 +104,21 @@ def test_the_microphone_gives_the_right_words(page: Any) -> None:
     assert re.fullmatch(r"0:0\d\.\d", page.locator("#transcript time").first.inner_text())
 
 
+def test_what_is_said_before_there_is_a_place_is_heard(page: Any) -> None:
+    page.evaluate(
+        """() => {
+            window.WebSocket = class extends WebSocket {
+                set onmessage(take) { // Ready comes two seconds later, when half of it was said
+                    super.onmessage = (event) => { super.onmessage = take; setTimeout(take, 2000, event); };
+                }
+            };
+        }"""
+    )
+    give_key(page)
+    page.get_by_role("button", name="Start the microphone").click()
+    wait_for_words(page, WORDS)
+
+
 def test_the_microphone_through_the_audio_graph_where_tracks_cannot_be_read(page: Any) -> None:
     page.evaluate("delete window.MediaStreamTrackProcessor")
     frames = page.evaluate(

@@ -119,10 +119,12 @@ export function hearView(module, notice) {
     if (stream) return;
     mic.disabled = true;
     let sink = null;
+    const early = []; // heard before there is a place
     try {
       stopMic = await microphone((frame) => {
         element("level").value = loudness(frame);
-        sink?.frame(frame);
+        if (sink) sink.frame(frame);
+        else early.push(frame);
       });
     } catch (error) {
       notice(error);
@@ -131,6 +133,7 @@ export function hearView(module, notice) {
     }
     open((send) => {
       sink = stream.send = send;
+      for (const frame of early) send.frame(frame);
       mic.disabled = false;
       mic.textContent = "Stop";
     }, micEnded);
