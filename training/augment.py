@@ -171,7 +171,10 @@ def music(rows: int, length: int, like: Tensor) -> Tensor:
 
 
 def whole(rows: int, length: int, share: float, like: Tensor) -> Tensor:
-    """(rows, length) ones, and in a share of the rows zeros for 5 to 40 ms now and then, where a device or a network lost some."""
+    """(rows, length) ones, and in a share of the rows zeros for 5 to 40 ms now and then.
+
+    Such pieces are lost by browsers on busy machines, and by networks.
+    """
     columns = -(-length // 60)
     at = torch.arange(columns, device=like.device)
     lost = torch.rand(rows, columns, device=like.device) < 0.002 * 2 ** _uniform(rows, -1, 1, like)

@@ -114,15 +114,21 @@ def _mbrola(assets: Path) -> Speak:
 
 
 def _joined(assets: Path) -> Speak:
+    from training.synth.espeak import Espeak
     from training.synth.joined import Joined
     from training.synth.neural import pronounce
 
     engine = Joined(assets / "donors")
+    espeak = Espeak()
 
     def speak(text: str, rng: random.Random, split: Split) -> tuple[str, Speech]:
         voice = rng.choice(list(engine.donors))
-        ways = [way for way, _ in pronounce(text, voice.startswith(("bf_", "bm_")), rng)]
-        return voice, engine.say(text, voice, ways, rng.uniform(0.7, 1.35), 2 ** rng.uniform(6.4, 7.9), rng)
+        british, pitch = voice.startswith(("bf_", "bm_")), 2 ** rng.uniform(6.4, 7.9)
+        if rng.random() < 0.6:
+            timeline, words = espeak.timeline(text, "en-gb-x-rp" if british else "en-us", rng.randint(115, 230))
+            return voice, engine.say_timed(timeline, words, voice, pitch, rng)
+        ways = [way for way, _ in pronounce(text, british, rng)]
+        return voice, engine.say(text, voice, ways, rng.uniform(0.7, 1.35), pitch, rng)
 
     return speak
 

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from training.synth.speech import Speech, merge_words, resample
+from training.synth.speech import Speech, SpokenWord, merge_words, resample
 
 RETRIEVAL = 1
 PHONEME_EVENTS = 1
@@ -63,6 +63,17 @@ class Espeak:
 
     def say(self, sentence: str, voice: str, rate: int, pitch: int, span: int) -> Speech:
         """`rate` in words a minute, `pitch` and `span` (pitch range) 0 to 100."""
+        samples, sample_rate = self._speak(sentence, voice, rate, pitch, span)
+        words = merge_words(sentence, self._spans(sentence, len(samples) / sample_rate))
+        return Speech(resample(samples, sample_rate), words)
+
+    def timeline(self, sentence: str, voice: str, rate: int) -> tuple[list[tuple[str, float]], list[SpokenWord]]:
+        """As it would be said: each phoneme by its name here, pauses too, with its beginning in s; and the words."""
+        samples, sample_rate = self._speak(sentence, voice, rate, 50, 50)
+        words = merge_words(sentence, self._spans(sentence, len(samples) / sample_rate))
+        return [(name, start) for start, name, _ in self.phonemes], words
+
+    def _speak(self, sentence: str, voice: str, rate: int, pitch: int, span: int) -> tuple[np.ndarray, int]:
         if self.lib.espeak_SetVoiceByName(voice.encode()) != 0:
             raise OSError(f"espeak-ng has no voice {voice}")
         for key, value in ((RATE, rate), (PITCH, pitch), (RANGE, span)):
@@ -75,25 +86,27 @@ class Espeak:
         self.lib.espeak_Synchronize()
         if not self.blocks:
             raise ValueError("no audio")
-        sample_rate = self.lib.espeak_ng_GetSampleRate()
-        samples = np.concatenate(self.blocks).astype(np.float32) / 32768
-        # The first phoneme of a word carries the word's place in the text; a word ends where the next one or a pause
-        # begins.
+        return np.concatenate(self.blocks).astype(np.float32) / 32768, self.lib.espeak_ng_GetSampleRate()
+
+    def _spans(self, sentence: str, end: float) -> list[tuple[float, float]]:
+        """Each word's, in s. The first phoneme of a word carries the word's place in the text; a word ends where the
+        next one or a pause begins.
+        """
         places = {match.start() + 1 for match in re.finditer(r"\w+", sentence)}
         spans: dict[int, tuple[float, float]] = {}
         for i, (start, name, place) in enumerate(self.phonemes):
             if place not in places or place in spans or name.startswith("_"):
                 continue
             later = (t for t, n, p in self.phonemes[i + 1 :] if (p in places and p > place) or n.startswith("_"))
-            spans[place] = (start, next(later, len(samples) / sample_rate))
+            spans[place] = (start, next(later, end))
         for match in re.finditer(r"\w+", sentence):
             place = match.start() + 1
             if place in spans or place == 1:
                 continue
             # It says some pairs (`in the`) as one word: the letters share its time.
             before = max(p for p in spans if p < place)
-            start, end = spans[before]
+            start, stop = spans[before]
             letters = len(match[0])
-            cut = end - (end - start) * letters / (letters + place - before - 1)
-            spans[before], spans[place] = (start, cut), (cut, end)
-        return Speech(resample(samples, sample_rate), merge_words(sentence, [spans[p] for p in sorted(spans)]))
+            cut = stop - (stop - start) * letters / (letters + place - before - 1)
+            spans[before], spans[place] = (start, cut), (cut, stop)
+        return [spans[p] for p in sorted(spans)]

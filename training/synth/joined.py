@@ -1,7 +1,8 @@
 """Diphones: pieces from the middle of one phone to the middle of the next, cut from aligned speech and joined anew.
 
 A donor is a file of speech and where its phones are (`training.donors` writes both). Between its pieces nothing is
-smoothed, as in the diphone engines of old; how long a phone is, and its pitch, from rules with some chance in them.
+smoothed, as in the diphone engines of old; how long a phone is comes from rules with some chance in them or from
+espeak-ng, and its pitch from rules.
 """
 
 import json
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from training import vocoder
-from training.synth.speech import SAMPLE_RATE, Speech, merge_words
+from training.synth.speech import SAMPLE_RATE, Speech, SpokenWord, merge_words
 
 SIZE, HOP = 768, 120
 """Samples of a column, and from one to the next: 5 ms."""
@@ -33,6 +34,23 @@ SECONDS = (
     | dict.fromkeys("mnŋ", 0.065)
     | dict.fromkeys("wj", 0.06)
 )
+
+
+_ALIKE = {"T": "θ", "D": "ð", "S": "ʃ", "Z": "ʒ", "N": "ŋ", "g": "ɡ", "dZ": "dʒ", "r": "ɹ", "r-": "ɹ", "t2": "t"} | {
+    "I2": "ɪ", "I#": "ɪ", "E": "ɛ", "a#": "ə", "V": "ʌ", "U": "ʊ", "@": "ə", "@2": "ə", "@-": "ə", "@L": "əl",
+    "I": "ɪ", "eI": "eɪ", "aI": "aɪ", "OI": "ɔɪ", "aU": "aʊ", "oU": "oʊ", "tS": "tʃ", "n-": "n",
+}  # fmt: skip
+ESPEAK_US = _ALIKE | {
+    "t#": "ɾ", "a": "æ", "aa": "æ", "A:": "ɑ", "A@": "ɑɹ", "0": "ɑ", "O:": "ɔ", "O2": "ɔ", "O@": "ɔɹ", "o@": "ɔɹ",
+    "i:": "i", "u:": "u", "3": "əɹ", "3:": "ɜɹ", "e@": "ɛɹ", "i@": "ɪɹ", "i@3": "ɪɹ", "U@": "ʊɹ", "aI@": "aɪə",
+    "aI3": "aɪəɹ",
+}  # fmt: skip
+ESPEAK_GB = _ALIKE | {
+    "t#": "t", "aa": "a", "A:": "ɑː", "A@": "ɑː", "0": "ɒ", "O:": "ɔː", "O2": "ɔː", "O@": "ɔː", "o@": "ɔː", "i:": "iː",
+    "u:": "uː", "oU": "əʊ", "3": "ə", "3:": "ɜː", "e@": "ɛə", "i@": "ɪə", "i@3": "ɪə", "U@": "ʊə", "aI@": "aɪə",
+    "aI3": "aɪə",
+}  # fmt: skip
+"""espeak-ng's phonemes that are written otherwise there, as the donors' phones."""
 
 
 def phones(way: str) -> list[tuple[str, bool]]:
@@ -100,46 +118,86 @@ class Joined:
 
     def say(self, sentence: str, voice: str, ways: list[str], pace: float, pitch: float, rng: random.Random) -> Speech:
         """``ways``: each word's pronunciation; ``pace`` 1 is easy, 0.7 quick; ``pitch`` in Hz."""
-        donor = self.donors[voice]
         words = sentence.split()
         said: list[tuple[str, bool, int]] = [(SILENCE, False, -1)]
         for i, (word, way) in enumerate(zip(words, ways, strict=True)):
             said += [(p, stressed, i) for p, stressed in phones(way)]
             if word.endswith(",") or i + 1 == len(words):
                 said.append((SILENCE, False, -1))
-        places: list[float] = []
-        loud: list[float] = []
+        pieces: list[tuple[str, int]] = []
         spans: dict[int, tuple[float, float]] = {}
-        accents: list[tuple[float, float]] = []
-        lively = rng.choice([0.0, 0.15, 0.3]) * rng.random()
+        accents: list[float] = []
+        columns = 0
         for k, (phone, stressed, word) in enumerate(said):
-            begin = len(places) / COLUMNS
             if word < 0:
-                count = int(rng.uniform(0.1, 0.35) * COLUMNS)
-                places += [0.0] * count
-                loud += [0.0] * count
+                pieces.append((SILENCE, int(rng.uniform(0.1, 0.35) * COLUMNS)))
+                columns += pieces[-1][1]
                 continue
             last = said[k + 1][0] == SILENCE
             seconds = SECONDS.get(phone, 0.08) * pace * rng.uniform(0.85, 1.2) * (1.15 if stressed else 1.0)
             if last or (said[k + 2][0] == SILENCE and phone in LONG | SHORT):
                 seconds *= 1.35
-            count = max(4, round(seconds * COLUMNS))
-            halves = [donor.half((said[k - 1][0], phone), True, rng), donor.half((phone, said[k + 1][0]), False, rng)]
+            if stressed and phone in LONG | SHORT:
+                accents.append(columns / COLUMNS)
+            begin = columns / COLUMNS
+            pieces.append((phone, max(4, round(seconds * COLUMNS))))
+            columns += pieces[-1][1]
+            spans[word] = (spans[word][0] if word in spans else begin, columns / COLUMNS)
+        samples = self._join(voice, pieces, accents, pitch, rng)
+        return Speech(samples, merge_words(sentence, [spans[i] for i in range(len(words))]))
+
+    def say_timed(
+        self, timeline: list[tuple[str, float]], words: list[SpokenWord], voice: str, pitch: float, rng: random.Random
+    ) -> Speech:
+        """Phonemes when espeak-ng says them (`Espeak.timeline`), by this donor."""
+        names = ESPEAK_GB if voice.startswith(("bf_", "bm_")) else ESPEAK_US
+        pieces: list[tuple[str, int]] = []
+        accents: list[float] = []
+        columns = 0
+        ends = [start for _, start in timeline[1:]] + [timeline[-1][1] + 0.1]
+        for (name, start), end in zip(timeline, ends, strict=True):
+            count = round(end * COLUMNS) - columns
+            columns += count
+            said = [p for p, _ in phones(names.get(name, name))] if name[0] not in "_;?" else []
+            if name[0] == "_" or not pieces:
+                pieces.append((SILENCE, round(start * COLUMNS) if said else count))
+                count -= pieces[-1][1]
+            if not said:  # a glide or a stop of the throat, which no donor has
+                pieces[-1] = (pieces[-1][0], pieces[-1][1] + count)
+            elif said[0] in LONG | SHORT and rng.random() < 0.35:
+                accents.append(start)
+            for i, phone in enumerate(said):
+                pieces.append((phone, count * (i + 1) // len(said) - count * i // len(said)))
+        return Speech(self._join(voice, pieces, accents, pitch, rng), words)
+
+    def _join(
+        self, voice: str, pieces: list[tuple[str, int]], accents: list[float], pitch: float, rng: random.Random
+    ) -> np.ndarray:
+        """Phones with their columns -> samples; ``accents`` in s, where the pitch rises a little."""
+        donor = self.donors[voice]
+        places: list[float] = []
+        loud: list[float] = []
+        lively = rng.choice([0.0, 0.15, 0.3]) * rng.random()
+        for k, (phone, count) in enumerate(pieces):
+            if phone == SILENCE:
+                places += [0.0] * count
+                loud += [0.0] * count
+                continue
+            before = pieces[k - 1][0] if k else SILENCE
+            after = pieces[k + 1][0] if k + 1 < len(pieces) else SILENCE
+            halves = [donor.half((before, phone), True, rng), donor.half((phone, after), False, rng)]
             for half, columns in zip(halves, (count // 2, count - count // 2), strict=True):
                 if half is None:
                     raise ValueError(f"{voice} never says {phone}")
                 places += list(np.linspace(half[0], half[1], columns, endpoint=False) * COLUMNS)
                 loud += [1.0] * columns
-            if stressed and phone in LONG | SHORT:
-                accents.append((begin, rng.uniform(0.5, 1) * lively))
-            spans[word] = (spans[word][0] if word in spans else begin, len(places) / COLUMNS)
         at = torch.tensor(places).round().long().clamp(max=len(donor.power) - 1)
         level = torch.tensor(loud)
         length = len(places) * HOP
         t = torch.arange(length) / SAMPLE_RATE
         contour = torch.full((length,), float(np.log2(pitch))) - rng.uniform(0, 0.25) * t / t[-1]
-        for when, rise in accents:
-            contour += rise * torch.exp(-(((t - when - 0.05) / 0.12) ** 2))
+        for when in accents:
+            contour += rng.uniform(0.5, 1) * lively * torch.exp(-(((t - when - 0.05) / 0.12) ** 2))
         columns = length // HOP + 1
         at, level = torch.cat([at, at[-1:]])[:columns], torch.cat([level, level[-1:]])[:columns]
         samples = vocoder.speak(
@@ -151,4 +209,4 @@ class Joined:
             self.window,
             HOP,
         )[0]
-        return Speech(samples.numpy().astype(np.float32), merge_words(sentence, [spans[i] for i in range(len(words))]))
+        return samples.numpy().astype(np.float32)
