@@ -170,7 +170,7 @@ def music(rows: int, length: int, like: Tensor) -> Tensor:
     return out / out.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6)
 
 
-def whole(rows: int, length: int, share: float, like: Tensor) -> Tensor:
+def unbroken(rows: int, length: int, share: float, like: Tensor) -> Tensor:
     """(rows, length) ones, and in a share of the rows zeros for 5 to 40 ms now and then.
 
     Such pieces are lost by browsers on busy machines, and by networks.
@@ -230,4 +230,4 @@ def augment(clean: Tensor, strength: float) -> Tensor:
     out = out * level / out.abs().amax(1, keepdim=True).clamp(min=1e-5)
     hot = _chance(rows, 0.08 * strength, clean)
     out = hot * (out * 4).clamp(-0.9, 0.9) + (1 - hot) * out
-    return (out * whole(rows, length, 0.12 * strength, clean)).clamp(-1, 1)
+    return (out * unbroken(rows, length, 0.12 * strength, clean)).clamp(-1, 1)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from training.donors import covering, pairs
 from training.synth.joined import Donor, Joined, phones
-from training.synth.speech import SAMPLE_RATE
+from training.synth.speech import SAMPLE_RATE, SpokenWord
 
 # One "word" of three phones, each a buzz with a resonance of its own, Hz.
 RESONANCES = {"m": 400, "ɑ": 1200, "s": 3000}
@@ -64,6 +64,22 @@ def test_words_are_joined_where_they_are_said_to_be(folder: Path):
         for phone, middle in zip(ends, (word.start + 0.06, word.end - 0.06), strict=True):
             piece = said.samples[int((middle - 0.02) * SAMPLE_RATE) : int((middle + 0.02) * SAMPLE_RATE)]
             assert resonant(piece) == pytest.approx(RESONANCES[phone], rel=0.35), (word.text, phone)
+
+
+def test_espeaks_phonemes_sound_when_it_says_them(folder: Path):
+    timeline = [("m", 0.1), ("A:", 0.35), (";", 0.5), ("s", 0.6), ("_:", 0.85), ("_", 0.86)]
+    words = [SpokenWord("alpha", 0.1, 0.85)]
+    said = Joined(folder).say_timed(timeline, words, "buzz", 150.0, random.Random(0))
+    assert said.words == words
+    assert len(said.samples) / SAMPLE_RATE == pytest.approx(0.96, abs=0.01)
+    loudest = np.abs(said.samples).max()
+    for silence in (slice(0, int(0.06 * SAMPLE_RATE)), slice(int(0.9 * SAMPLE_RATE), None)):
+        assert np.abs(said.samples[silence]).max() < 0.01 * loudest
+    for phone, middle in (("m", 0.22), ("ɑ", 0.46), ("s", 0.73)):
+        piece = said.samples[int((middle - 0.02) * SAMPLE_RATE) : int((middle + 0.02) * SAMPLE_RATE)]
+        assert resonant(piece) == pytest.approx(RESONANCES[phone], rel=0.35), phone
+    with pytest.raises(ValueError, match="never says aɪ"):
+        Joined(folder).say_timed([("aI", 0.1), ("_", 0.3)], words, "buzz", 150.0, random.Random(0))
 
 
 def test_pace_and_pitch_are_those_asked_for(folder: Path):
