@@ -123,7 +123,7 @@ def _joined(assets: Path) -> Speak:
 
     def speak(text: str, rng: random.Random, split: Split) -> tuple[str, Speech]:
         voice = rng.choice(list(engine.donors))
-        british, pitch = voice.startswith(("bf_", "bm_")), 2 ** rng.uniform(6.4, 7.9)
+        british, pitch = voices.is_british(voice), 2 ** rng.uniform(6.4, 7.9)
         if rng.random() < 0.6:
             timeline, words = espeak.timeline(text, "en-gb-x-rp" if british else "en-us", rng.randint(115, 230))
             return voice, engine.say_timed(timeline, words, voice, pitch, rng)

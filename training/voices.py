@@ -79,6 +79,11 @@ def pick_espeak(rng: random.Random, held_out: bool) -> str:
     return f"{rng.choice(ESPEAK_ACCENTS)}+{rng.choice(variants)}"
 
 
+def is_british(donor: str) -> bool:
+    """Whether a donor of diphones is one of Kokoro's Britons."""
+    return donor.startswith(("bf_", "bm_"))
+
+
 def pick_kokoro(rng: random.Random, held_out: bool, british: float = 0.0) -> str:
     """A Kokoro voice, or for training also a blend of two; ``british`` is a share for which the first is a Briton."""
     if held_out:

@@ -15,6 +15,7 @@ import torch
 
 from training import vocoder
 from training.synth.speech import SAMPLE_RATE, Speech, SpokenWord, merge_words
+from training.voices import is_british
 
 SIZE, HOP = 768, 120
 """Samples of a column, and from one to the next: 5 ms."""
@@ -150,7 +151,7 @@ class Joined:
         self, timeline: list[tuple[str, float]], words: list[SpokenWord], voice: str, pitch: float, rng: random.Random
     ) -> Speech:
         """Phonemes when espeak-ng says them (`Espeak.timeline`), by this donor."""
-        names = ESPEAK_GB if voice.startswith(("bf_", "bm_")) else ESPEAK_US
+        names = ESPEAK_GB if is_british(voice) else ESPEAK_US
         pieces: list[tuple[str, int]] = []
         accents: list[float] = []
         columns = 0

@@ -1,9 +1,8 @@
 // Sound in and out: the microphone, files, and a player for frames that arrive one by one. Everything is 24 kHz mono.
 
-import { Framer } from "./resample.js";
+import { FRAME, Framer, RATE } from "./resample.js";
 
-export const RATE = 24000;
-export const FRAME = 1920;
+export { FRAME, RATE };
 
 /** Frames of 1920 samples from the microphone to `onframe`, until the returned function is called. Throws a sentence. */
 export async function microphone(onframe) {

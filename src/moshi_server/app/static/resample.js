@@ -1,7 +1,7 @@
 // Samples of any rate, block after block, as mono frames of 1920 samples at 24 kHz.
 
-const RATE = 24000;
-const FRAME = 1920;
+export const RATE = 24000;
+export const FRAME = 1920;
 const ZEROS = 16; // zero crossings of the sinc to either side
 
 /** `push(samples)` gives each frame that they complete to `onframe`. A windowed sinc keeps what 24 kHz cannot hold out of it. */
