@@ -13,18 +13,18 @@ from moshi_server.model.transformer import TransformerSpec
 from training import targets
 from training.quantize import QuantizerTrainer
 
-CODEBOOKS, BINS, CODE_DIM = 8, 512, 32
+CODEBOOKS, BINS, CODE_DIM = 16, 256, 32
 WIDTH = 192
 MELS = 40
 MEL_HOPS = 4  # mel columns regressed a frame
 
 
-ENCODER_LAYERS, LAYERS = 1, 4
+ENCODER_LAYERS, LAYERS = 2, 6
 """Transformer layers of the encoder and of the LM."""
 
 
 def mimi_spec(layers: int = ENCODER_LAYERS) -> MimiSpec:
-    """The tiny encoder: SEANet of 16 filters, transformer layers of 2 s, 8 codebooks of 512."""
+    """The tiny encoder: SEANet of 16 filters, transformer layers of 2 s, 16 codebooks of 256."""
     return MimiSpec(
         seanet=SeanetSpec(dimension=WIDTH, filters=16),
         transformer=TransformerSpec(
