@@ -26,9 +26,9 @@ LATENTS = 60_000
 class Speech:
     """Endless worsened rows, and the text they are fed."""
 
-    def __init__(self, folders: list[Path], rows: int, frames: int, seed: int) -> None:
+    def __init__(self, folders: list[Path], rows: int, frames: int, seed: int, device: str = "cpu") -> None:
         audio, items = corpus.load(folders)
-        self.audio = torch.from_numpy(audio)
+        self.audio = torch.from_numpy(audio).to(device)
         self.rows = iter(Rows(items, frames, seed, speeds=(0.78, 1.28), excerpts=0.3, mute=0.03))
         self.count, self.frames = rows, frames
 
@@ -36,8 +36,8 @@ class Speech:
     def batch(self) -> tuple[Tensor, Tensor]:
         """PCM (B, L) and text tokens (B, T)."""
         rows = [next(self.rows) for _ in range(self.count)]
-        clean = render(self.audio, torch.stack([r["segments"] for r in rows]), self.frames * FRAME)
-        return augment(clean, 1.0), torch.stack([r["text"] for r in rows])
+        segments, text = (torch.stack([r[key] for r in rows]).to(self.audio.device) for key in ("segments", "text"))
+        return augment(render(self.audio, segments, self.frames * FRAME), 1.0), text
 
 
 @torch.no_grad()
@@ -80,7 +80,7 @@ def distil(teacher: TrainingModel, student: TrainingModel, speech: Speech, steps
             group["lr"] = group["share"] * rate * min(1, (step + 1) / 8) * 0.5 * (1 + math.cos(math.pi * step / steps))
         pcm, text = speech.batch()
         fed = drop_text(text, student.lm.spec.text_start_token)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(pcm.device.type, dtype=torch.bfloat16):
             with torch.no_grad():
                 wanted, _ = teacher.audio_inputs(teacher.encode(pcm), learn=False)
                 words, pauses = _said(teacher, fed, wanted)
@@ -113,11 +113,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--frames", type=int, default=160)
     parser.add_argument("--seed", type=int, default=5)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--resume", type=Path, help="what came out before; without it codebooks are placed first")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    speech = Speech(args.data, args.batch, args.frames, args.seed)
-    teacher, student = TrainingModel(), TrainingModel()
+    speech = Speech(args.data, args.batch, args.frames, args.seed, args.device)
+    teacher, student = TrainingModel().to(args.device), TrainingModel().to(args.device)
     load(args.checkpoint, teacher)
     teacher.quantizer.on = False
     load(args.resume or args.checkpoint, student)

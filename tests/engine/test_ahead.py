@@ -40,7 +40,7 @@ def _one_thread() -> Iterator[None]:
 def model() -> SttModel:
     module = load_config(locate(Path("demo"))).modules["asr"]
     assert isinstance(module, BatchedAsrConfig)
-    mimi = load_mimi(hub.resolve(module.audio_tokenizer_file), num_codebooks=8, decoder=False)
+    mimi = load_mimi(hub.resolve(module.audio_tokenizer_file), num_codebooks=module.model.audio_codebooks, decoder=False)
     return SttModel(mimi, load_lm(hub.resolve(module.lm_model_file), lm_spec(module.model), dtype=torch.float32))
 
 
