@@ -40,8 +40,9 @@ def _one_thread() -> Iterator[None]:
 def model() -> SttModel:
     module = load_config(locate(Path("demo"))).modules["asr"]
     assert isinstance(module, BatchedAsrConfig)
-    mimi = load_mimi(hub.resolve(module.audio_tokenizer_file), num_codebooks=module.model.audio_codebooks, decoder=False)
-    return SttModel(mimi, load_lm(hub.resolve(module.lm_model_file), lm_spec(module.model), dtype=torch.float32))
+    lm = load_lm(hub.resolve(module.lm_model_file), lm_spec(module.model), dtype=torch.float32)
+    codec = hub.resolve(module.audio_tokenizer_file)
+    return SttModel(load_mimi(codec, num_codebooks=lm.spec.audio_codebooks, decoder=False), lm)
 
 
 @pytest.fixture(scope="module")
