@@ -15,12 +15,10 @@ from torch.nn import functional
 
 from training import corpus
 from training.augment import augment, render
-from training.mixing import FRAME, Rows
+from training.mixing import FRAME, VARIED, Rows
 from training.model import TrainingModel
+from training.quantize import LATENTS
 from training.train import drop_text, load, save
-
-LATENTS = 60_000
-"""That k-means sees: a few hundred a bin."""
 
 
 class Speech:
@@ -29,7 +27,7 @@ class Speech:
     def __init__(self, folders: list[Path], rows: int, frames: int, seed: int, device: str = "cpu") -> None:
         audio, items = corpus.load(folders)
         self.audio = torch.from_numpy(audio).to(device)
-        self.rows = iter(Rows(items, frames, seed, speeds=(0.78, 1.28), excerpts=0.3, mute=0.03))
+        self.rows = iter(Rows(items, frames, seed, **VARIED))  # type: ignore[arg-type]
         self.count, self.frames = rows, frames
 
     @torch.no_grad()
@@ -83,9 +81,9 @@ def distil(teacher: TrainingModel, student: TrainingModel, speech: Speech, steps
         with torch.autocast(pcm.device.type, dtype=torch.bfloat16):
             with torch.no_grad():
                 wanted, _ = teacher.audio_inputs(teacher.encode(pcm), learn=False)
-                words, pauses = _said(teacher, fed, wanted)
+                words, pauses = teacher.say(fed, wanted)
             audio, commitment = student.audio_inputs(student.encode(pcm), learn=True)
-            our_words, our_pauses = _said(student, fed, audio)
+            our_words, our_pauses = student.say(fed, audio)
         apart = divergence(our_words, words)
         error = functional.mse_loss(audio.float(), wanted.float()) / wanted.float().var()
         loss = 3 * apart + 0.3 * divergence(our_pauses, pauses) + 0.3 * error + 0.1 * commitment
@@ -96,11 +94,7 @@ def distil(teacher: TrainingModel, student: TrainingModel, speech: Speech, steps
         if step % 10 == 0 or step == steps - 1:
             done = [float(x.detach()) for x in (apart, error, commitment)]
             print("{}: words {:.4f}, audio {:.3f}, codes {:.3f}".format(step, *done), flush=True)
-
-
-def _said(model: TrainingModel, fed: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
-    logits, hidden = model.lm._read_out(model.lm.transformer(model.lm.text_emb(fed) + audio))
-    return logits, model.lm.extra_head_logits(hidden)
+    student.mimi.quantizer.refresh()
 
 
 def main() -> None:
@@ -114,16 +108,14 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=160)
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--resume", type=Path, help="what came out before; without it codebooks are placed first")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     speech = Speech(args.data, args.batch, args.frames, args.seed, args.device)
     teacher, student = TrainingModel().to(args.device), TrainingModel().to(args.device)
     load(args.checkpoint, teacher)
     teacher.quantizer.on = False
-    load(args.resume or args.checkpoint, student)
-    if not args.resume:
-        place(student.eval(), speech)
+    load(args.checkpoint, student)
+    place(student.eval(), speech)
     distil(teacher, student.train(), speech, args.steps, args.rate)
     save(args.out, student, student.state_dict(), args.steps)
 

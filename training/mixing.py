@@ -15,6 +15,8 @@ from training.vocabulary import AMBIGUOUS
 
 FRAME = 1920
 MAX_SEGMENTS = 24
+VARIED = {"speeds": (0.78, 1.28), "excerpts": 0.3, "mute": 0.03}
+"""How rows are made for a model that has learnt to listen."""
 # Sampling weight of each engine; rare voices count for more than their share of hours.
 ENGINE_WEIGHT = {
     "espeak": 0.14,

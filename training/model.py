@@ -103,9 +103,14 @@ class TrainingModel(nn.Module):
     def forward(self, pcm: Tensor, text: Tensor, learn: bool = False) -> Outputs:
         latents = self.encode(pcm)
         audio, commitment = self.audio_inputs(latents, learn)
-        logits, hidden = self.lm._read_out(self.lm.transformer(self.lm.text_emb(text) + audio))
+        logits, pauses = self.say(text, audio)
         phones = self.phone_head(latents).unflatten(-1, (targets.PHONES_A_FRAME, -1))
-        return Outputs(logits, self.lm.extra_head_logits(hidden), phones, self.mel_head(latents), commitment)
+        return Outputs(logits, pauses, phones, self.mel_head(latents), commitment)
+
+    def say(self, text: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens fed (B, T) and `audio_inputs` (B, T, D) -> logits of text and of the pause heads."""
+        logits, hidden = self.lm._read_out(self.lm.transformer(self.lm.text_emb(text) + audio))
+        return logits, self.lm.extra_head_logits(hidden)
 
     @torch.no_grad()
     def greedy(self, pcm: Tensor) -> Tensor:

@@ -6,6 +6,9 @@ from torch.nn import functional
 
 from moshi_server.model.quantizer import ResidualQuantizer, SplitQuantizer
 
+LATENTS = 60_000
+"""That k-means sees: a few hundred a bin."""
+
 
 class CodebookTrainer(nn.Module):
     """One residual quantizer in training; counts and sums are the moving averages the centroids come from."""

@@ -21,8 +21,9 @@ from training import corpus, targets
 from training.augment import augment, render
 from training.evaluate_direct import evaluate_sets
 from training.live import Growing, Listing
-from training.mixing import FRAME, Rows
+from training.mixing import FRAME, VARIED, Rows
 from training.model import MelTarget, Outputs, TrainingModel
+from training.quantize import LATENTS
 from training.ranks import Ranks
 from training.synth.speech import SAMPLE_RATE
 
@@ -129,7 +130,7 @@ def train(settings: Settings) -> None:
         print(
             f"minutes by engine { ({k: round(v, 1) for k, v in engines.items()}) }, {len(items)} utterances", flush=True
         )
-    more = {"speeds": (0.78, 1.28), "excerpts": 0.3, "mute": 0.03} if settings.resume else {}
+    more = VARIED if settings.resume else {}
     listing = Listing(settings.out / f"live{ranks.rank or ''}.jsonl")
     rows = Rows(items, settings.frames, settings.seed + 1000 * ranks.rank, more=listing, **more)  # type: ignore[arg-type]
     source = torch.from_numpy(audio).to(device)
@@ -193,7 +194,7 @@ def train(settings: Settings) -> None:
                 pcm_again = augment(render(source, segments, settings.frames * FRAME), grown)
                 with torch.no_grad():
                     blocks.append(model.encode(pcm_again).flatten(0, 1).float())
-            model.quantizer.begin(torch.cat(blocks)[:60_000])
+            model.quantizer.begin(torch.cat(blocks)[:LATENTS])
             ranks.copy(_centroids(model))
             if ranks.first:
                 print("codebooks placed", flush=True)
