@@ -217,7 +217,7 @@ def test_a_wrong_key_is_said_and_asked_for_again(page: Any) -> None:
 
 
 def test_only_what_is_served_is_shown_and_keys_reach_everything(page: Any) -> None:
-    assert page.locator("nav button").all_inner_texts() == ["Transcribe", "Status"]
+    sync_api.expect(page.locator("nav button")).to_have_text(["Transcribe", "Status"], use_inner_text=True)
     page.locator("nav button").last.focus()
     page.keyboard.press("Enter")
     page.get_by_role("cell", name="BatchedAsr").wait_for()

@@ -46,7 +46,7 @@ async def test_a_text_is_spoken_and_its_words_light_up(kind: str) -> None:
         voice = page.locator("#voice")
         await page.wait_for_function("() => document.getElementById('voice').options.length === 2")
         assert await voice.input_value() == "alba.wav"
-        assert await page.locator("nav button").all_inner_texts() == ["Speak", "Status"]
+        await async_api.expect(page.locator("nav button")).to_have_text(["Speak", "Status"], use_inner_text=True)
         await page.get_by_role("textbox", name="Text").fill("hello to all of you")
         await page.evaluate(
             """() => {
@@ -82,7 +82,7 @@ async def test_speech_that_cannot_be_is_said() -> None:
 
 async def test_a_conversation_by_the_browsers_own_codecs() -> None:
     async with talk() as server, page_of(server) as page:
-        assert await page.locator("nav button").all_inner_texts() == ["Talk", "Status"]
+        await async_api.expect(page.locator("nav button")).to_have_text(["Talk", "Status"], use_inner_text=True)
         await page.get_by_role("button", name="Start talking").click()
         await page.locator("#conversation").filter(has_text="well indeed, well").wait_for()
         # The echo of the fake microphone's beep.
