@@ -1,7 +1,7 @@
 """Carries a checkpoint over to the model as it is now: `python -m training.grow OLD NEW`.
 
 Rows of a word go where that word is now, those of new words begin small, layers that the old model lacks begin by
-passing on what they are given, and the codebooks are to be placed again.
+passing on what they are given, and the codebooks are to be placed again, of whatever width they are now.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from training.vocabulary import FIRST_TIER, WORDS
 SPECIAL = 4
 BY_TOKEN = {"lm.text_emb.weight": True, "lm.text_linear.weight": False}
 """Tables with a row a token, and whether the start token's row follows them."""
+MAP, PROJECTION = "acoustic_map.weight", "mimi.quantizer.{}.input_proj.weight"
 LAST = ("self_attn.out_proj.weight", "gating.linear_out.weight", "linear2.weight")
 """What a layer adds to its input is a product with these."""
 
@@ -35,7 +36,27 @@ def grow(old: dict[str, torch.Tensor], before: list[str]) -> dict[str, torch.Ten
             new[name] = old[name].to(value.dtype)
         elif name not in old and name.endswith(LAST):
             value.zero_()
+    if old[MAP].shape != new[MAP].shape:
+        condense(old, new)
     return new
+
+
+def condense(old: dict[str, torch.Tensor], new: dict[str, torch.Tensor]) -> None:
+    """What both halves of the quantizer passed on, unquantized, now all by way of the acoustic one.
+
+    The semantic half is one codebook, which is far too little for what training without codebooks leads through it.
+    The map's columns are orthonormal, so that what a code is off by is what the LM's input is off by.
+    """
+    halves = ("semantic", "acoustic")
+    whole = sum(old[f"{half}_map.weight"].float() @ old[PROJECTION.format(half)].float() for half in halves)
+    outward, gain, inward = torch.linalg.svd(whole)
+    width = new[MAP].shape[1]
+    new[MAP] = outward[:, :width].contiguous()
+    projection = gain[:width, None] * inward[:width]
+    new["semantic_map.weight"] = torch.zeros_like(new[MAP])
+    for name in new:
+        if name.endswith("input_proj.weight") and "quantizer" in name:
+            new[name] = projection.clone()
 
 
 def main() -> None:

@@ -19,14 +19,14 @@ VARIED = {"speeds": (0.78, 1.28), "excerpts": 0.3, "mute": 0.03}
 """How rows are made for a model that has learnt to listen."""
 # Sampling weight of each engine; rare voices count for more than their share of hours.
 ENGINE_WEIGHT = {
-    "espeak": 0.14,
-    "flite": 0.07,
-    "festival": 0.07,
-    "rhvoice": 0.11,
-    "piper": 0.06,
+    "espeak": 0.13,
+    "flite": 0.06,
+    "festival": 0.06,
+    "rhvoice": 0.1,
+    "piper": 0.05,
     "hibari": 0.06,
-    "kokoro": 0.24,
-    "joined": 0.22,
+    "kokoro": 0.21,
+    "joined": 0.3,
     "music": 0.03,
 }
 

@@ -13,7 +13,7 @@ from moshi_server.model.transformer import TransformerSpec
 from training import targets
 from training.quantize import QuantizerTrainer
 
-CODEBOOKS, BINS, CODE_DIM = 16, 256, 32
+CODEBOOKS, BINS, CODE_DIM = 32, 128, 48
 WIDTH = 192
 MELS = 40
 MEL_HOPS = 4  # mel columns regressed a frame
@@ -24,7 +24,7 @@ ENCODER_LAYERS, LAYERS = 2, 6
 
 
 def mimi_spec(layers: int = ENCODER_LAYERS) -> MimiSpec:
-    """The tiny encoder: SEANet of 16 filters, transformer layers of 2 s, 16 codebooks of 256."""
+    """The tiny encoder: SEANet of 16 filters, transformer layers of 2 s, 32 codebooks of 128."""
     return MimiSpec(
         seanet=SeanetSpec(dimension=WIDTH, filters=16),
         transformer=TransformerSpec(

@@ -115,7 +115,7 @@ def _mbrola(assets: Path) -> Speak:
 
 def _joined(assets: Path) -> Speak:
     from training.synth.espeak import Espeak
-    from training.synth.joined import Joined
+    from training.synth.joined import Joined, unevenness
     from training.synth.neural import pronounce
 
     engine = Joined(assets / "donors")
@@ -125,10 +125,10 @@ def _joined(assets: Path) -> Speak:
         voice = rng.choice(list(engine.donors))
         british, pitch = voices.is_british(voice), 2 ** rng.uniform(6.4, 7.9)
         if rng.random() < 0.6:
-            timeline, words = espeak.timeline(text, "en-gb-x-rp" if british else "en-us", rng.randint(115, 230))
-            return voice, engine.say_timed(timeline, words, voice, pitch, rng)
+            timeline, words = espeak.timeline(text, "en-gb-x-rp" if british else "en-us", rng.randint(115, 210))
+            return voice, engine.say_timed(timeline, words, voice, pitch, rng, unevenness(rng))
         ways = [way for way, _ in pronounce(text, british, rng)]
-        return voice, engine.say(text, voice, ways, rng.uniform(0.7, 1.35), pitch, rng)
+        return voice, engine.say(text, voice, ways, rng.uniform(0.7, 1.35), pitch, rng, unevenness(rng))
 
     return speak
 

@@ -1,7 +1,7 @@
 """Another throat keeps time and silence, and training alone is training without the others."""
 
 import torch
-from training.augment import augment, strange_voices, unbroken
+from training.augment import HOP, augment, strange_voices, unbroken, uneven_pace
 from training.ranks import Ranks
 
 
@@ -36,6 +36,20 @@ def test_gaps_are_short_rare_and_only_in_a_share_of_the_rows():
     assert shares.max() < 0.25
     assert (kept == 0).sum(1)[gapped].min() >= 24 * 5 / 2, "a gap of 5 ms, or the half of it that a row's end leaves"
     assert unbroken(200, 24_000, 0.0, torch.zeros(1)).all()
+
+
+def test_what_is_loud_passes_faster_and_words_stay_where_they_were():
+    columns = torch.arange(400)
+    loud = (columns // 10) % 2 == 0  # a vowel of a tenth of a second, then a consonant
+    power = torch.where(loud, 1.0, 0.01).repeat(3, 1)
+    said = uneven_pace(power, torch.tensor([[0.0], [1.5], [-0.5]]))
+    assert torch.equal(said[0], columns), "not bent"
+    for row, faster in ((said[1], loud), (said[2], ~loud)):
+        assert (row.diff() >= 0).all(), "never back"
+        assert (row - columns).abs().max() * HOP / 24 < 120, "ms"
+        inside = slice(100, 300)
+        assert faster[row][inside].float().mean() < 0.45
+    assert loud[said[1]][100:300].float().mean() < 0.35
 
 
 def test_a_process_alone_shares_nothing(monkeypatch):

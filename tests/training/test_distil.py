@@ -41,14 +41,14 @@ def test_a_model_with_codebooks_is_brought_closer_to_itself_without_and_its_lang
     teacher = unfold(DEMO).eval()  # without codebooks in use
     heard = speech(tmp_path / "heard", ("joe.wav", "awb.flac", "alice.flac"), seed=1)
     student = copy.deepcopy(teacher)
-    place(student, heard, latents=800)
+    place(student, heard, latents=400)  # three a bin, so that much is left to win
     assert student.quantizer.on
     assert not teacher.quantizer.on
     before = {name: parameter.clone() for name, parameter in student.lm.named_parameters()}
     pcm = torch.from_numpy(read_audio(DEMO / "samples/fenrir.ogg")[None, : 40 * 1920])
     text = teacher.greedy(pcm)
     words, audio = apart(teacher, student, pcm, text)
-    distil(teacher, student.train(), heard, steps=12, rate=2e-3)
+    distil(teacher, student.train(), heard, steps=12, rate=5e-4)
     fewer, closer = apart(teacher, student.eval(), pcm, text)
     assert 0 < fewer < 0.9 * words
     assert 0 < closer < 0.9 * audio

@@ -2,7 +2,7 @@
 
 import torch
 from training.grow import grow
-from training.model import LAYERS, TrainingModel
+from training.model import CODE_DIM, LAYERS, WIDTH, TrainingModel
 from training.vocabulary import FIRST_TIER, WORDS
 
 from training import targets
@@ -35,3 +35,26 @@ def test_layers_that_are_new_change_nothing_yet():
         before, after = old(pcm, text), new(pcm, text)
     assert torch.equal(before.logits, after.logits)
     assert torch.equal(before.pauses, after.pauses)
+
+
+def test_what_both_halves_of_the_quantizer_passed_on_goes_through_one_of_another_width():
+    torch.manual_seed(1)
+    old = TrainingModel().state_dict()
+    narrow = CODE_DIM // 2
+    for half in ("semantic", "acoustic"):
+        old[f"{half}_map.weight"] = torch.randn(WIDTH, narrow)
+        for name in old:
+            if name.endswith((f"{half}.input_proj.weight", f"{half}.quantizer.input_proj.weight")):
+                old[name] = torch.randn(narrow, WIDTH)
+    old["semantic_map.bias"] = torch.randn(WIDTH)
+    latents = torch.randn(1, 9, WIDTH)
+    wanted = old["semantic_map.bias"].expand(1, 9, -1)
+    for half in ("semantic", "acoustic"):
+        projection = old[f"mimi.quantizer.{half}.input_proj.weight"]
+        wanted = wanted + latents @ projection.t() @ old[f"{half}_map.weight"].t()
+    new = TrainingModel().eval()
+    new.load_state_dict(grow(old, sorted(WORDS)))
+    found, _ = new.audio_inputs(latents, learn=False)
+    assert torch.allclose(found[:, 1:], wanted[:, :-1], atol=1e-2 * float(wanted.std()))
+    columns = new.acoustic_map.weight.detach()
+    assert torch.allclose(columns.t() @ columns, torch.eye(CODE_DIM), atol=1e-4), "what a code is off by stays as much"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from training.donors import covering, pairs
-from training.synth.joined import Donor, Joined, phones
+from training.synth.joined import Donor, Joined, phones, uneven, unevenness
 from training.synth.speech import SAMPLE_RATE, SpokenWord
 
 # One "word" of three phones, each a buzz with a resonance of its own, Hz.
@@ -80,6 +80,39 @@ def test_espeaks_phonemes_sound_when_it_says_them(folder: Path):
         assert resonant(piece) == pytest.approx(RESONANCES[phone], rel=0.35), phone
     with pytest.raises(ValueError, match="never says aɪ"):
         Joined(folder).say_timed([("aI", 0.1), ("_", 0.3)], words, "buzz", 150.0, random.Random(0))
+
+
+def test_vowels_and_consonants_take_as_long_as_asked_for_and_words_stay_on_theirs(folder: Path):
+    timeline = [("_", 0.0), ("m", 0.1), ("A:", 0.2), ("s", 0.4), ("_:", 0.5), ("s", 0.6), ("A:", 0.7), ("_", 0.9)]
+    words = [SpokenWord("alpha", 0.1, 0.5), SpokenWord("bravo", 0.6, 0.9)]
+    said, moved = uneven(timeline, words, 0.5, 2.0)
+    assert [name for name, _ in said] == [name for name, _ in timeline]
+    assert [at for _, at in said] == pytest.approx([0.0, 0.1, 0.3, 0.4, 0.6, 0.7, 0.9, 1.0]), "pauses stay as long"
+    assert [(w.text, round(w.start, 3), round(w.end, 3)) for w in moved] == [
+        ("alpha", 0.1, 0.6), ("bravo", 0.7, 1.0)
+    ]  # fmt: skip
+    assert uneven(timeline, words, 1.0, 1.0) == (timeline, words)
+
+    joined = Joined(folder)
+    spans = {}
+    for lengths in ((1, 1), (2, 1), (1, 2)):
+        (word,) = joined.say("alpha", "buzz", ["mɑs"], 1.0, 120.0, random.Random(5), lengths).words
+        spans[lengths] = word.end - word.start
+    vowel, rest = spans[2, 1] - spans[1, 1], spans[1, 2] - spans[1, 1]
+    assert vowel > 0.08
+    assert rest > 0.12
+    assert vowel + rest == pytest.approx(spans[1, 1], abs=0.03), "the one or the other, so both together double it"
+    timed = joined.say_timed(timeline, words, "buzz", 120.0, random.Random(0), (0.5, 2.0))
+    assert timed.words == moved
+
+
+def test_a_third_of_what_is_joined_keeps_its_lengths():
+    drawn = [unevenness(random.Random(i)) for i in range(400)]
+    assert 100 < drawn.count((1.0, 1.0)) < 180
+    assert min(v for v, _ in drawn) > 0.4
+    assert max(v for v, _ in drawn) < 1.24
+    assert min(c for _, c in drawn) > 0.8
+    assert max(c for _, c in drawn) < 1.75
 
 
 def test_pace_and_pitch_are_those_asked_for(folder: Path):

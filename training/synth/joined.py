@@ -54,6 +54,13 @@ ESPEAK_GB = _ALIKE | {
 """espeak-ng's phonemes that are written otherwise there, as the donors' phones."""
 
 
+def unevenness(rng: random.Random) -> tuple[float, float]:
+    """Lengths of vowels and of consonants, in times of what they would be; engines differ in that more than people."""
+    if rng.random() < 0.35:
+        return 1.0, 1.0
+    return 2 ** rng.uniform(-1.3, 0.3), 2 ** rng.uniform(-0.3, 0.8)
+
+
 def phones(way: str) -> list[tuple[str, bool]]:
     """A pronunciation's phones, and whether each follows a stress mark."""
     found: list[tuple[str, bool]] = []
@@ -69,6 +76,23 @@ def phones(way: str) -> list[tuple[str, bool]]:
             found.append((phone, stressed))
             stressed = stressed and phone not in LONG | SHORT
     return found
+
+
+def uneven(
+    timeline: list[tuple[str, float]], words: list[SpokenWord], vowels: float, others: float
+) -> tuple[list[tuple[str, float]], list[SpokenWord]]:
+    """The same phonemes, vowels and consonants so many times as long, and the words' new times; pauses stay."""
+    before = [start for _, start in timeline] + [timeline[-1][1] + 0.1]
+    after = [before[0]]
+    for (name, start), end in zip(timeline, before[1:], strict=True):
+        said = phones(ESPEAK_US.get(name, name)) if name[0] not in "_;?" else []
+        factor = 1.0 if not said else vowels if said[0][0] in LONG | SHORT else others
+        after.append(after[-1] + factor * (end - start))
+    moved = lambda t: float(np.interp(t, before, after))  # noqa: E731
+    return (
+        [(name, at) for (name, _), at in zip(timeline, after, strict=False)],
+        [SpokenWord(w.text, moved(w.start), moved(w.end)) for w in words],
+    )
 
 
 class Donor:
@@ -117,8 +141,19 @@ class Joined:
         self.donors = {path.stem: Donor(path.with_suffix("")) for path in sorted(folder.glob("*.align"))}
         self.window = torch.hann_window(SIZE)
 
-    def say(self, sentence: str, voice: str, ways: list[str], pace: float, pitch: float, rng: random.Random) -> Speech:
-        """``ways``: each word's pronunciation; ``pace`` 1 is easy, 0.7 quick; ``pitch`` in Hz."""
+    def say(
+        self,
+        sentence: str,
+        voice: str,
+        ways: list[str],
+        pace: float,
+        pitch: float,
+        rng: random.Random,
+        lengths: tuple[float, float] = (1, 1),
+    ) -> Speech:
+        """``ways``: each word's pronunciation; ``pace`` 1 is easy, 0.7 quick; ``pitch`` in Hz; ``lengths`` of vowels
+        and consonants, in times of what they would be.
+        """
         words = sentence.split()
         said: list[tuple[str, bool, int]] = [(SILENCE, False, -1)]
         for i, (word, way) in enumerate(zip(words, ways, strict=True)):
@@ -136,6 +171,7 @@ class Joined:
                 continue
             last = said[k + 1][0] == SILENCE
             seconds = SECONDS.get(phone, 0.08) * pace * rng.uniform(0.85, 1.2) * (1.15 if stressed else 1.0)
+            seconds *= lengths[phone not in LONG | SHORT]
             if last or (said[k + 2][0] == SILENCE and phone in LONG | SHORT):
                 seconds *= 1.35
             if stressed and phone in LONG | SHORT:
@@ -148,9 +184,16 @@ class Joined:
         return Speech(samples, merge_words(sentence, [spans[i] for i in range(len(words))]))
 
     def say_timed(
-        self, timeline: list[tuple[str, float]], words: list[SpokenWord], voice: str, pitch: float, rng: random.Random
+        self,
+        timeline: list[tuple[str, float]],
+        words: list[SpokenWord],
+        voice: str,
+        pitch: float,
+        rng: random.Random,
+        lengths: tuple[float, float] = (1, 1),
     ) -> Speech:
-        """Phonemes when espeak-ng says them (`Espeak.timeline`), by this donor."""
+        """Phonemes when espeak-ng says them (`Espeak.timeline`), but for their ``lengths``, by this donor."""
+        timeline, words = uneven(timeline, words, *lengths)
         names = ESPEAK_GB if is_british(voice) else ESPEAK_US
         pieces: list[tuple[str, int]] = []
         accents: list[float] = []
