@@ -143,7 +143,7 @@ async def test_the_embedded_model_as_asr_saves_its_streams_off_the_model_thread(
         text, audio = file.get_tensor("text"), file.get_tensor("audio")
     assert text.shape[0] == 1
     assert text.shape[1] >= 9
-    assert audio.shape == (1, 16, text.shape[1])
+    assert audio.shape == (1, 32, text.shape[1])
     assert text[0, 0] == 212
     assert (audio[0, :, 0] == 256).all()
     assert len(set(audio[0, 0].tolist())) > 3
@@ -159,4 +159,4 @@ async def test_saving_may_be_turned_off_and_batches_are_saved_if_asked(tmp_path:
     batches = build(tmp_path, lambda text: text.replace("batch_size = 16", "batch_size = 3\nlog_frequency_s = 3600"))
     await transcribe(batches, frames=3)
     (name,) = saved(tmp_path / "logs", ".0.safetensors")
-    assert load_file(name)["audio"].shape[:2] == (3, 16)
+    assert load_file(name)["audio"].shape[:2] == (3, 32)
