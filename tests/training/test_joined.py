@@ -92,6 +92,8 @@ def test_vowels_and_consonants_take_as_long_as_asked_for_and_words_stay_on_their
         ("alpha", 0.1, 0.6), ("bravo", 0.7, 1.0)
     ]  # fmt: skip
     assert uneven(timeline, words, 1.0, 1.0) == (timeline, words)
+    weak = [("D", 0.0), ("@", 0.1), ("3", 0.3), ("_", 0.5)]
+    assert [at for _, at in uneven(weak, [], 0.5, 2.0)[0]] == pytest.approx([0.0, 0.2, 0.3, 0.4]), "weak vowels too"
 
     joined = Joined(folder)
     spans = {}

@@ -24,6 +24,8 @@ SILENCE = "#"
 LONG = {"iː", "uː", "ɑː", "ɔː", "ɜː", "eɪ", "aɪ", "ɔɪ", "oʊ", "əʊ", "aʊ", "ɜɹ", "ɪə", "eə", "ʊə"}
 DOUBLE = sorted(LONG | {"tʃ", "dʒ"})
 SHORT = set("iuaæɛeɪɑɒɔʊʌo")
+VOWELS = LONG | SHORT | {"ə", "ɜ"}
+"""With those that are never stressed, which are not among the short ones."""
 # Seconds a phone takes at an easy pace.
 SECONDS = (
     dict.fromkeys(LONG, 0.14)
@@ -86,7 +88,7 @@ def uneven(
     after = [before[0]]
     for (name, start), end in zip(timeline, before[1:], strict=True):
         said = phones(ESPEAK_US.get(name, name)) if name[0] not in "_;?" else []
-        factor = 1.0 if not said else vowels if said[0][0] in LONG | SHORT else others
+        factor = 1.0 if not said else vowels if said[0][0] in VOWELS else others
         after.append(after[-1] + factor * (end - start))
     moved = lambda t: float(np.interp(t, before, after))  # noqa: E731
     return (
@@ -171,7 +173,7 @@ class Joined:
                 continue
             last = said[k + 1][0] == SILENCE
             seconds = SECONDS.get(phone, 0.08) * pace * rng.uniform(0.85, 1.2) * (1.15 if stressed else 1.0)
-            seconds *= lengths[phone not in LONG | SHORT]
+            seconds *= lengths[phone not in VOWELS]
             if last or (said[k + 2][0] == SILENCE and phone in LONG | SHORT):
                 seconds *= 1.35
             if stressed and phone in LONG | SHORT:
