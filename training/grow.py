@@ -36,16 +36,15 @@ def grow(old: dict[str, torch.Tensor], before: list[str]) -> dict[str, torch.Ten
             new[name] = old[name].to(value.dtype)
         elif name not in old and name.endswith(LAST):
             value.zero_()
-    if old[MAP].shape != new[MAP].shape:
-        condense(old, new)
+    condense(old, new)
     return new
 
 
 def condense(old: dict[str, torch.Tensor], new: dict[str, torch.Tensor]) -> None:
     """What both halves of the quantizer passed on, unquantized, now all by way of the acoustic one.
 
-    The semantic half is one codebook, which is far too little for what training without codebooks leads through it.
-    The map's columns are orthonormal, so that what a code is off by is what the LM's input is off by.
+    Of a model of now that is the acoustic one already, and nothing is lost. The map's columns become orthonormal, so
+    that what a code is off by is what the LM's input is off by.
     """
     halves = ("semantic", "acoustic")
     whole = sum(old[f"{half}_map.weight"].float() @ old[PROJECTION.format(half)].float() for half in halves)

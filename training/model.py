@@ -73,7 +73,9 @@ class TrainingModel(nn.Module):
         self.mimi = Mimi(mimi_spec(encoder_layers))
         self.lm = LmModel(lm_spec(layers))
         self.quantizer = QuantizerTrainer(self.mimi.quantizer)
+        # One codebook is too little for anything: the semantic half, which the format asks for, passes nothing on.
         self.semantic_map = nn.Linear(CODE_DIM, WIDTH)
+        nn.init.zeros_(self.semantic_map.weight.requires_grad_(False))
         self.acoustic_map = nn.Linear(CODE_DIM, WIDTH, bias=False)
         self.first = nn.Parameter(torch.zeros(WIDTH))
         self.phone_head = nn.Linear(WIDTH, targets.PHONES_A_FRAME * targets.PHONE_CLASSES)

@@ -16,6 +16,7 @@ from training.vocabulary import (
     NUMBER_WORDS,
     OUTSIDE_DEV,
     OUTSIDE_EVALUATION,
+    OUTSIDE_HOLDING,
     OUTSIDE_NEAR,
     OUTSIDE_RARE,
     OUTSIDE_TRAINING,
@@ -244,7 +245,7 @@ def _everyday_salad(rng: random.Random) -> list[str]:
 
 def _strange_word(rng: random.Random) -> str:
     """A word that nothing may come of."""
-    lists = [words for words in (OUTSIDE_TRAINING, OUTSIDE_NEAR, OUTSIDE_RARE, OUTSIDE_RARE) if words]
+    lists = [words for words in (OUTSIDE_TRAINING, OUTSIDE_NEAR, OUTSIDE_HOLDING, OUTSIDE_RARE) if words]
     return rng.choice(rng.choice(lists))
 
 

@@ -1,8 +1,8 @@
 """Writes the words that nothing may come of, all a lexicon has: `python -m training.strange ASSETS OUT`.
 
 ASSETS holds misaki's lexicons (`lexicon_us_gold.json.gz` and `lexicon_gb_gold.json.gz`), as the package hibari-tts
-carries them. A line is a word, its American and its British pronunciation, and whether it is one sound away from a word
-of the vocabulary. What sounds like one is left out.
+carries them. A line is a word, its American and its British pronunciation, and 1 if it is one sound away from a word
+of the vocabulary, 2 if one can be heard in it (`no` in `piano`), else 0. What sounds like one is left out.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from typing import Any
 from training import vocabulary
 from training.accents import SOUNDS
 from training.pronounce import stressless
+from training.synth.neural import letters
 from training.targets import PHONES
 
 _LONG = {"O": "oʊ", "Q": "əʊ", "A": "eɪ", "I": "aɪ", "Y": "ɔɪ", "W": "aʊ", "ᵊ": "ə", "ᵻ": "ɪ", "T": "ɾ"}
@@ -39,6 +40,15 @@ def is_near(sound: str, near: set[str]) -> bool:
     return sound in near or any(sound[:i] + "?" + sound[i + 1 :] in near for i in range(len(sound)))
 
 
+def holds(sound: str, sounds: set[str]) -> bool:
+    """Whether one of the sounds is in it: anywhere if of three phones or more, at an end if of two."""
+    said = letters(sound)
+    for known in map(letters, sounds):
+        if known in said and (len(known) > 2 or (len(known) == 2 and (said.startswith(known) or said.endswith(known)))):
+            return True
+    return False
+
+
 def lexicon(path: Path) -> dict[str, str]:
     with gzip.open(path, "rt") as file:
         read: dict[str, Any] = json.load(file)
@@ -54,7 +64,7 @@ def main() -> None:
     american, british = (lexicon(args.assets / f"lexicon_{place}_gold.json.gz") for place in ("us", "gb"))
     inside = set(vocabulary.WORDS)
     sounds = set(SOUNDS)
-    near = one_away(sounds)
+    around = one_away(sounds)
     known = {*PHONES, *"ˈˌː"} | {p for way in vocabulary.LEXICON_GB.values() for p in way}
     lines = []
     for word in sorted(american.keys() & british.keys() - inside):
@@ -64,10 +74,12 @@ def main() -> None:
         said = {stressless(us), stressless(gb)}
         if said & sounds or min(map(len, said)) < 2:
             continue
-        lines.append(f"{word}\t{us}\t{gb}\t{int(any(is_near(s, near) for s in said))}\n")
+        kind = 1 if any(is_near(s, around) for s in said) else 2 if any(holds(s, sounds) for s in said) else 0
+        lines.append(f"{word}\t{us}\t{gb}\t{kind}\n")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text("".join(lines))
-    print(f"{len(lines)} words, {sum(line.endswith('1' + chr(10)) for line in lines)} one sound away from a known one")
+    near, holding = (sum(line.endswith(f"{kind}\n") for line in lines) for kind in (1, 2))
+    print(f"{len(lines)} words, {near} one sound away from a known one, {holding} with a known one in them")
 
 
 if __name__ == "__main__":

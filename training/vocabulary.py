@@ -149,22 +149,28 @@ OUTSIDE_DEV = [word for word in OUTSIDE if is_held_out(word) and word not in _AM
 """For choosing what is shipped; what is reported was measured with other words."""
 
 
-def _read_strange() -> tuple[list[str], list[str]]:
-    """All of them and the near ones, if `training.strange` has written them; their pronunciations join the lexicons."""
+def _read_strange() -> tuple[list[str], list[str], list[str]]:
+    """All of them, the near ones, and those with a known word in them, if `training.strange` has written them.
+
+    Their pronunciations join the lexicons.
+    """
     path = Path(os.environ.get("TRAINING_STRANGE", Path(__file__).parent / "work" / "strange.tsv"))
     rare: list[str] = []
     near: list[str] = []
+    holding: list[str] = []
     for line in path.read_text().splitlines() if path.exists() else []:
-        word, american, british, is_near = line.split("\t")
+        word, american, british, kind = line.split("\t")
         if is_held_out(word):
             continue
         LEXICON_US.setdefault(word, american)
         LEXICON_GB.setdefault(word, british)
         rare.append(word)
-        if is_near == "1":
+        if kind == "1":
             near.append(word)
-    return rare, near
+        elif kind == "2":
+            holding.append(word)
+    return rare, near, holding
 
 
-OUTSIDE_RARE, OUTSIDE_NEAR = _read_strange()
-"""More words for training alone: any, and those one sound away from a word of the vocabulary."""
+OUTSIDE_RARE, OUTSIDE_NEAR, OUTSIDE_HOLDING = _read_strange()
+"""More words for training alone: any, those one sound away from a known word, and those in which one can be heard."""

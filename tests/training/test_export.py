@@ -18,7 +18,7 @@ def test_folded_codes_say_what_the_straight_through_model_says(tmp_path):
     pcm = 0.3 * pcm / pcm.abs().amax(1, keepdim=True) + 0.02 * torch.randn_like(pcm)
     with torch.no_grad():
         # Louder maps, so that the random model's choices hang on the audio, and half precision decides nothing.
-        model.semantic_map.weight.mul_(8)
+        model.semantic_map.weight.normal_()
         model.acoustic_map.weight.mul_(8)
         model.lm.text_linear.weight.mul_(50)
         model.quantizer.begin(model.encode(pcm).flatten(0, 1).repeat(20, 1))

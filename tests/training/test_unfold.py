@@ -17,6 +17,7 @@ def test_export_and_back(tmp_path: Path) -> None:
             assert half is not None
             half.codebooks.normal_()
         model.first.normal_()
+        model.semantic_map.weight.normal_()
         model.semantic_map.bias.normal_()
     checkpoint = tmp_path / "checkpoint.pt"
     torch.save({"model": halved(model.state_dict()), "quantized": True, "step": 1}, checkpoint)
