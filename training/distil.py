@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from training import corpus
 from training.augment import augment, render
+from training.grow import condense
 from training.mixing import FRAME, VARIED, Rows
 from training.model import TrainingModel
 from training.quantize import LATENTS
@@ -41,7 +42,10 @@ class Speech:
 
 @torch.no_grad()
 def place(model: TrainingModel, speech: Speech, latents: int = LATENTS) -> None:
-    """Codebooks where the model's latents are."""
+    """Codebooks where the model's latents are, its map turned first so that k-means minimises what the LM is off by."""
+    weights = model.state_dict()
+    condense(weights, weights)
+    model.load_state_dict(weights)
     blocks: list[Tensor] = []
     while sum(map(len, blocks)) < latents:
         blocks.append(model.encode(speech.batch()[0]).flatten(0, 1).float())

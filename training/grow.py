@@ -36,14 +36,15 @@ def grow(old: dict[str, torch.Tensor], before: list[str]) -> dict[str, torch.Ten
             new[name] = old[name].to(value.dtype)
         elif name not in old and name.endswith(LAST):
             value.zero_()
-    condense(old, new)
+    if old[MAP].shape != new[MAP].shape or old["semantic_map.weight"].any():
+        condense(old, new)
     return new
 
 
 def condense(old: dict[str, torch.Tensor], new: dict[str, torch.Tensor]) -> None:
     """What both halves of the quantizer passed on, unquantized, now all by way of the acoustic one.
 
-    Of a model of now that is the acoustic one already, and nothing is lost. The map's columns become orthonormal, so
+    In a model of now nothing else passes anything on, and nothing is lost. The map's columns become orthonormal, so
     that what a code is off by is what the LM's input is off by.
     """
     halves = ("semantic", "acoustic")

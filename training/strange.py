@@ -9,6 +9,7 @@ import argparse
 import gzip
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,11 @@ def is_near(sound: str, near: set[str]) -> bool:
     return sound in near or any(sound[:i] + "?" + sound[i + 1 :] in near for i in range(len(sound)))
 
 
-def holds(sound: str, sounds: set[str]) -> bool:
-    """Whether one of the sounds is in it: anywhere if of three phones or more, at an end if of two."""
-    said = letters(sound)
-    for known in map(letters, sounds):
-        if known in said and (len(known) > 2 or (len(known) == 2 and (said.startswith(known) or said.endswith(known)))):
-            return True
-    return False
+def parts(sounds: set[str]) -> re.Pattern[str]:
+    """Finds one of the sounds in the `letters` of a word: anywhere if of three phones or more, at an end if of two."""
+    known = sorted(set(map(letters, sounds)))
+    anywhere = [sound for sound in known if len(sound) > 2]
+    return re.compile("|".join(anywhere + [f"^{sound}|{sound}$" for sound in known if len(sound) == 2]))
 
 
 def lexicon(path: Path) -> dict[str, str]:
@@ -64,7 +63,7 @@ def main() -> None:
     american, british = (lexicon(args.assets / f"lexicon_{place}_gold.json.gz") for place in ("us", "gb"))
     inside = set(vocabulary.WORDS)
     sounds = set(SOUNDS)
-    around = one_away(sounds)
+    near, inner = one_away(sounds), parts(sounds)
     known = {*PHONES, *"ˈˌː"} | {p for way in vocabulary.LEXICON_GB.values() for p in way}
     lines = []
     for word in sorted(american.keys() & british.keys() - inside):
@@ -74,12 +73,12 @@ def main() -> None:
         said = {stressless(us), stressless(gb)}
         if said & sounds or min(map(len, said)) < 2:
             continue
-        kind = 1 if any(is_near(s, around) for s in said) else 2 if any(holds(s, sounds) for s in said) else 0
+        kind = 1 if any(is_near(s, near) for s in said) else 2 if any(inner.search(letters(s)) for s in said) else 0
         lines.append(f"{word}\t{us}\t{gb}\t{kind}\n")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text("".join(lines))
-    near, holding = (sum(line.endswith(f"{kind}\n") for line in lines) for kind in (1, 2))
-    print(f"{len(lines)} words, {near} one sound away from a known one, {holding} with a known one in them")
+    kinds = Counter(line[-2] for line in lines)
+    print(f"{len(lines)} words, {kinds['1']} one sound away from a known one, {kinds['2']} with a known one in them")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,10 @@ def test_a_model_with_codebooks_is_brought_closer_to_itself_without_and_its_lang
     heard = speech(tmp_path / "heard", ("joe.wav", "awb.flac", "alice.flac"), seed=1)
     student = copy.deepcopy(teacher)
     place(student, heard, latents=400)  # three a bin, so that much is left to win
+    columns = student.acoustic_map.weight.detach()
+    assert torch.allclose(columns.t() @ columns, torch.eye(columns.shape[1]), atol=1e-4), (
+        "k-means sees what the LM will"
+    )
     assert student.quantizer.on
     assert not teacher.quantizer.on
     before = {name: parameter.clone() for name, parameter in student.lm.named_parameters()}
